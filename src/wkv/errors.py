@@ -1,0 +1,50 @@
+"""Typed errors. Every message says what was got, what was expected, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class WkvError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(WkvError, ValueError):
+    """An architecture number or an option is unknown, missing or out of bounds."""
+
+
+class ShapeError(WkvError, ValueError):
+    """Arrays whose shapes, dtypes or lengths do not fit together."""
+
+
+class StateError(WkvError, ValueError):
+    """A state that does not belong to this model, batch or file format."""
+
+
+class UnavailableError(WkvError, RuntimeError):
+    """Something was asked for by name that this installation or machine cannot do."""
+
+
+class TokenizerError(WkvError, ValueError):
+    """Text was asked for and no tokenizer is there, or a tokenizer file is damaged."""
+
+
+class CheckpointError(WkvError, ValueError):
+    """A weight file is missing, damaged, hostile or of another shape than it says.
+
+    The message always begins with the file, and the tensor if one is to blame.
+    """
+
+    def __init__(self, path: str | Path, problem: str, *, tensor: str | None = None) -> None:
+        self.path = Path(path)
+        self.tensor = tensor
+        self.problem = problem
+        super().__init__(f"{path}: {f'tensor {tensor!r}: ' if tensor else ''}{problem}")
+
+
+class UnsafeFileError(CheckpointError):
+    """A pickle that asks to run code. Nothing of it was executed."""
+
+
+class ArchitectureError(CheckpointError):
+    """The tensors describe a model that this version of the package does not run."""
