@@ -83,7 +83,7 @@ def wkv(
 def _check(k: Any, v: Any, decay: Any, first: Any, state: Any, starts: Any) -> None:
     if k.ndim != 3 or tuple(v.shape) != tuple(k.shape):
         raise ShapeError(
-            f"keys are {tuple(k.shape)} and values {tuple(v.shape)}: both must be the same [B, T, A]"
+            f"keys are {tuple(k.shape)}, values {tuple(v.shape)}: both must be the same [B, T, A]"
         )
     if v.dtype != k.dtype:
         raise ShapeError(f"keys are {k.dtype} and values {v.dtype}: give one dtype")

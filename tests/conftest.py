@@ -1,0 +1,47 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Set before torch starts its pools: the tests' matrices are too small to be worth threads.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RWKV_V7_ON", "0")
+os.environ.setdefault("RWKV_JIT_ON", "0")
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of reference data beside the checkout; tests that need it skip without it."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("needs ../shared/data beside the checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Three layers, with attention and feed-forward sizes that differ from the default."""
+    from wkv.config import ModelConfig
+
+    return ModelConfig(
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=3,
+        attention_hidden_size=48,
+        intermediate_size=80,
+        rescale_every=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def square_config():
+    """Three layers of the published proportions (A = D, F = 4D), which other software requires."""
+    from wkv.config import ModelConfig
+
+    return ModelConfig(vocab_size=97, hidden_size=32, num_hidden_layers=3, rescale_every=2)
