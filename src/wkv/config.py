@@ -75,7 +75,9 @@ class ModelConfig:
         """Number of parameters; 2VD + 13D²L + D(11L + 4) for the published shapes."""
         v, d, n = self.vocab_size, self.hidden_size, self.num_hidden_layers
         a, f = self.attention_size, self.ffn_size
-        block = 4 * d * a + 2 * d * f + d * d + 2 * a + 9 * d  # matrices, decay/first, mixes + norms
+        block = (
+            4 * d * a + 2 * d * f + d * d + 2 * a + 9 * d
+        )  # matrices, decay/first, mixes + norms
         return v * d * (1 if self.tie_word_embeddings else 2) + n * block + 4 * d
 
     @classmethod

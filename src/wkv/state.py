@@ -351,7 +351,9 @@ class State:
         if layout == "huggingface":
             axes = (0, 2, 1)
             return [
-                getattr(self, n).permute(axes) if self.is_torch else getattr(self, n).transpose(axes)
+                getattr(self, n).permute(axes)
+                if self.is_torch
+                else getattr(self, n).transpose(axes)
                 for n in order
             ]
         if self.batch_size != 1:

@@ -1,0 +1,43 @@
+# Two commands matter: `make demo` (write text with the bundled model) and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
+
+.PHONY: demo test lint setup build bench clean
+
+demo: .venv/.inference  ## Generate text on the CPU from the model in this repository.
+	$(BIN)/wkv generate --max-tokens 120 --seed 3 "It is a truth universally acknowledged, that"
+
+test: .venv/.development lint  ## Run the whole suite.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/.development  ## Style and types. The import order is tests/test_layers.py.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: .venv/.development  ## Everything a developer needs, in .venv.
+
+build: .venv/.development  ## Rebuild the native core into .venv.
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+
+bench: .venv/.development  ## Every figure of the README, on this machine. Takes a while.
+	$(BIN)/python benchmarks/run_all.py
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.inference: .venv/bin/python $(NATIVE)
+	$(PIP) --editable .
+	touch $@
+
+.venv/.development: .venv/bin/python $(NATIVE) constraints.txt
+	$(PIP) torch
+	$(PIP) scikit-build-core nanobind ninja
+	$(PIP) --no-build-isolation --editable '.[train,dev,oracle]'
+	touch $@ .venv/.inference
