@@ -1,0 +1,129 @@
+"""One training step of the 169M shape: this package, transformers' RWKV, and GPT-NeoX beside it.
+
+    python benchmarks/training_step.py --context 512 --dtype float32
+
+Forward, backward and the AdamW update on random tokens; all models in turn, medians. The share of
+the arithmetic peak is 6 · parameters in matrices · tokens ÷ time, against a matrix product timed in
+the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+
+import torch
+from harness import interleave, machine, matmul_run, median, ratio, report
+from torch.nn import functional as F
+
+
+def build_ours(shape: dict):
+    from wkv.config import ModelConfig
+    from wkv.model.rwkv4 import Rwkv4
+
+    model = Rwkv4(ModelConfig(**shape))
+    return model, lambda tokens: model(tokens)[0]
+
+
+def build_transformers(shape: dict):
+    from transformers.models.rwkv.configuration_rwkv import RwkvConfig
+    from transformers.models.rwkv.modeling_rwkv import RwkvForCausalLM
+
+    model = RwkvForCausalLM(RwkvConfig(**shape, use_cache=False))
+    return model, lambda tokens: model(tokens, use_cache=False).logits
+
+
+def build_neox(shape: dict):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    d = shape["hidden_size"]
+    model = GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=shape["vocab_size"],
+            hidden_size=d,
+            num_hidden_layers=shape["num_hidden_layers"],
+            num_attention_heads=max(1, d // 64),
+            intermediate_size=4 * d,
+            max_position_embeddings=1 << 15,
+            use_cache=False,
+        )
+    )
+    return model, lambda tokens: model(tokens, use_cache=False).logits
+
+
+def step_of(build, shape: dict, batch: int, context: int, bf16: bool):
+    torch.manual_seed(0)
+    model, forward = build(shape)
+    model.train()
+    with torch.no_grad():  # decays that differ, as in a trained model
+        for name, p in model.named_parameters():
+            if name.endswith("time_decay"):
+                p.copy_(torch.linspace(-5, 3, p.numel()))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    tokens = torch.randint(0, shape["vocab_size"], (batch, context + 1))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = forward(tokens[:, :-1])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return model, step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--vocab", type=int, default=50277)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without", nargs="*", default=[], help="models to leave out")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    shape = {
+        "vocab_size": args.vocab,
+        "hidden_size": args.hidden,
+        "num_hidden_layers": args.layers,
+    }
+    bf16 = args.dtype == "bfloat16"
+    builders = {"wkv": build_ours, "GPT-NeoX": build_neox, "transformers RWKV": build_transformers}
+    models, runs = {}, {}
+    for name, build in builders.items():
+        if name not in args.without:
+            models[name], runs[name] = step_of(build, shape, args.batch, args.context, bf16)
+    product, operations = matmul_run(torch.bfloat16 if bf16 else torch.float32)
+    runs["peak"] = product
+    gc.collect()
+    times = interleave(runs, args.rounds)
+    peak = operations / min(times.pop("peak"))
+    tokens = args.batch * args.context
+    rows = []
+    for name, seconds in times.items():
+        emb = args.vocab * args.hidden
+        work = 6.0 * (sum(p.numel() for p in models[name].parameters()) - emb) * tokens
+        rows.append(
+            [
+                name,
+                f"{median(seconds):.2f}",
+                f"{tokens / median(seconds):.0f}",
+                f"{ratio(seconds, times['wkv']):.2f}",
+                f"{100 * work / median(seconds) / peak:.0f} %",
+            ]
+        )
+    title = (
+        f"Training step, {args.layers}×{args.hidden}, {args.batch}×{args.context} tokens, "
+        f"{args.dtype}, {torch.get_num_threads()} threads, {machine()}, "
+        f"peak {peak / 1e9:.0f} GFLOP/s"
+    )
+    header = ["model", "s a step", "tokens/s", "time ÷ wkv's", "share of peak"]
+    report(title, header, rows, args.json)
+
+
+if __name__ == "__main__":
+    main()
