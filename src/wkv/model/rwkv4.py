@@ -10,7 +10,7 @@ sequence can be run at once, in chunks, or token by token, with the same result.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -226,8 +226,8 @@ class Backbone(nn.Module):
         return self.ln_out(x), State(**fields, fingerprint=fingerprint)
 
     def _pasts(self, state: State | None, rows: int, x: torch.Tensor) -> list[Past]:
-        attention = self.blocks[0].attention
-        d, a = x.shape[-1], attention.time_decay.shape[0]
+        first: Any = self.blocks[0]
+        d, a = x.shape[-1], first.attention.time_decay.shape[0]
         if state is None:
             wide = torch.float64 if x.dtype == torch.float64 else torch.float32
             zero_x = x.new_zeros(rows, d)

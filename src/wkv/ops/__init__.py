@@ -129,7 +129,7 @@ def _run_reference(k: Any, v: Any, decay: Any, first: Any, state: Any, starts: A
         array(v),
         array(decay),
         array(first),
-        None if state is None else tuple(array(x) for x in state),  # type: ignore[arg-type]
+        None if state is None else tuple(array(x) for x in state),
         None if starts is None else starts.tolist(),
     )
     wide = torch.float64 if k.dtype == torch.float64 else torch.float32
