@@ -48,14 +48,22 @@ class ModelConfig:
             "intermediate_size",
             "context_length",
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is_whole(value := getattr(self, name), 1):
                 raise ConfigError(f"{name} is {value!r}: give a whole number of at least 1")
-        if not isinstance(self.rescale_every, int) or self.rescale_every < 0:
-            raise ConfigError(f"rescale_every is {self.rescale_every!r}: give 0 (never) or more")
-        if not 0 < self.layer_norm_epsilon < 1:
+        if not _is_whole(self.rescale_every, 0):
             raise ConfigError(
-                f"layer_norm_epsilon is {self.layer_norm_epsilon!r}: give a number in (0, 1)"
+                f"rescale_every is {self.rescale_every!r}: give 0 (never) or a number of blocks"
+            )
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            if value is not None and not _is_whole(value, 0):
+                raise ConfigError(f"{name} is {value!r}: give one token id, or None")
+        epsilon = self.layer_norm_epsilon
+        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+            raise ConfigError(f"layer_norm_epsilon is {epsilon!r}: give a number in (0, 1)")
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ConfigError(
+                f"tie_word_embeddings is {self.tie_word_embeddings!r}: give true or false"
             )
 
     @property
@@ -94,6 +102,10 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain values, ready for ``config.json``."""
         return dataclasses.asdict(self)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 PRESETS: dict[str, ModelConfig] = {
