@@ -47,7 +47,7 @@ def wkv_scan(
         return v, initial
 
     offsets = None if starts is None else starts.tolist()
-    carry = initial if offsets is None else tuple(x[:1] for x in initial)
+    carry: Any = initial if offsets is None else tuple(x[:1] for x in initial)
     outputs, ends = [], []
     needs_grad = torch.is_grad_enabled() and any(
         x.requires_grad for x in (k_wide, v_wide, w, u, *initial)
@@ -190,7 +190,7 @@ def _prefixes(spans: Any, w: torch.Tensor, blocked: torch.Tensor | None, dim: in
         right = tuple(x.narrow(dim, step, size - step) for x in spans)
         stop = None if blocked is None else blocked.narrow(dim - 1, step, size - step)
         both = _join(left, right, w * step, stop)
-        if blocked is not None:
+        if blocked is not None and stop is not None:
             kept = blocked.narrow(dim - 1, 0, step)
             blocked = torch.cat([kept, stop | blocked.narrow(dim - 1, 0, size - step)], dim - 1)
         spans = tuple(torch.cat([x.narrow(dim, 0, step), b], dim) for x, b in zip(spans, both))
