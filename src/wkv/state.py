@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import tempfile
+import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ FIELDS = ("att_x", "ffn_x", "num", "den", "max")
 EMPTY_MAX = -1e38  # the running maximum before any token: finite, so that max - max is never NaN
 FORMAT = "wkv-state"
 FORMAT_VERSION = 1
+ARCHITECTURE = "rwkv4"
 LAYOUTS = ("huggingface", "rwkv", "rwkv.cpp", "v4neo")
 # Order of the five vectors in each flat foreign layout (in "huggingface", of its five tensors).
 _ORDER = {
@@ -74,9 +76,13 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str) -> Fingerprint:
-        """The inverse of :meth:`to_json`."""
+        """The inverse of :meth:`to_json`; ValueError, KeyError or TypeError where it is not one."""
         data = json.loads(text)
-        return cls(tuple(data["shape"]), tuple(float(x) for x in data["probe"]))
+        layers, d, a, f, v = (int(n) for n in data["shape"])
+        probe = tuple(float(x) for x in data["probe"])
+        if not all(map(math.isfinite, probe)):
+            raise ValueError("the fingerprint holds values that are not finite")
+        return cls((layers, d, a, f, v), probe)
 
 
 def _shape(config: ModelConfig) -> tuple[int, int, int, int, int]:
@@ -94,8 +100,9 @@ class State:
     """A batch of states.
 
     ``att_x`` and ``ffn_x`` are [B, L, D]; ``num``, ``den`` and ``max`` are [B, L, A]; all float32,
-    all NumPy arrays (made read-only) or all torch tensors. No operation of this package ever
-    changes a state: running a model returns a new one.
+    all NumPy arrays or all torch tensors. NumPy arrays become read-only when a state takes them
+    (views of writable memory are copied). No operation of this package ever changes a state:
+    running a model returns a new one.
     """
 
     att_x: Any
@@ -123,9 +130,17 @@ class State:
             raise StateError(f"state fields do not fit together: {got}")
         if kinds == {"numpy"}:
             for name, array in arrays.items():
-                view = array.view()
-                view.flags.writeable = False
-                object.__setattr__(self, name, view)
+                if array.dtype != np.float32:
+                    raise StateError(f"state field {name!r} is {array.dtype}: give float32")
+                # Whoever made the array, or holds what it is a view of, could still write to it.
+                if isinstance(array.base, np.ndarray) and array.base.flags.writeable:
+                    array = array.copy()
+                    object.__setattr__(self, name, array)
+                array.flags.writeable = False
+
+    def __reduce__(self) -> Any:
+        # Through the constructor, so that an unpickled state is read-only too.
+        return State, (*self.fields().values(), self.fingerprint)
 
     # --- construction -------------------------------------------------------------------------
 
@@ -142,16 +157,17 @@ class State:
         if not states:
             raise StateError("no states to stack: give at least one")
         first = states[0]
+        fingerprint = next((s.fingerprint for s in states if s.fingerprint), None)
         if first.is_torch:
             import torch
 
-            def join(parts: list[Any]) -> Any:
-                return torch.cat(parts)
+            join: Callable[[list[Any]], Any] = torch.cat
         else:
             join = np.concatenate
         for other in states[1:]:
             if other.is_torch != first.is_torch:
                 raise StateError("cannot stack NumPy states with torch states: use .to() first")
+            other.check_fingerprint(fingerprint)
             for name, array in other.fields().items():
                 want = tuple(getattr(first, name).shape[1:])
                 if tuple(array.shape[1:]) != want:
@@ -159,16 +175,8 @@ class State:
                         f"cannot stack {name} of {tuple(array.shape[1:])} onto {want}: "
                         "the states come from models of different shape"
                     )
-            if (
-                first.fingerprint
-                and other.fingerprint
-                and not first.fingerprint.matches(other.fingerprint)
-            ):
-                raise StateError("cannot stack states of different models")
-        return cls(
-            *(join([getattr(s, name) for s in states]) for name in FIELDS),
-            fingerprint=first.fingerprint,
-        )
+        fields = {name: join([getattr(s, name) for s in states]) for name in FIELDS}
+        return cls(**fields, fingerprint=fingerprint)
 
     # --- looking ------------------------------------------------------------------------------
 
@@ -230,7 +238,7 @@ class State:
     # --- making others ------------------------------------------------------------------------
 
     def _map(self, f: Callable[[Any], Any]) -> State:
-        return State(*(f(a) for a in self.fields().values()), fingerprint=self.fingerprint)
+        return replace(self, **{name: f(a) for name, a in self.fields().items()})
 
     def with_fingerprint(self, fingerprint: Fingerprint | None) -> State:
         """The same state, marked as made by the model of ``fingerprint``."""
@@ -245,6 +253,8 @@ class State:
         if isinstance(rows, int | np.integer):
             rows = [int(rows)]
         if not isinstance(rows, slice):
+            if any(isinstance(r, bool | np.bool_) for r in rows):
+                raise StateError(f"rows are {rows!r}: give row numbers, not a mask")
             rows = [int(r) for r in rows]
             for r in rows:
                 if not -self.batch_size <= r < self.batch_size:
@@ -273,34 +283,42 @@ class State:
             keep = name in ("num", "den", "max") and dtype in (torch.float16, torch.bfloat16)
             return a.to(device=target, dtype=None if keep else dtype)
 
-        return State(
-            *(convert(n, a) for n, a in self.fields().items()), fingerprint=self.fingerprint
-        )
+        return replace(self, **{name: convert(name, a) for name, a in self.fields().items()})
 
     # --- files --------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file: five fields, format version and the model's fingerprint.
 
-        Written beside and renamed: a failure leaves an existing file as it was.
+        Written beside and renamed: a failure (a :class:`StateError`) leaves an existing file as
+        it was.
         """
         from safetensors.numpy import save
 
         path = Path(path)
-        metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "architecture": "rwkv4"}
+        metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "architecture": ARCHITECTURE}
         if self.fingerprint:
             metadata["fingerprint"] = self.fingerprint.to_json()
         arrays = {n: np.ascontiguousarray(a) for n, a in self.to("numpy").fields().items()}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise StateError(f"{path}: not saved: field {name!r} is not finite everywhere")
         blob = save(arrays, metadata=metadata)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent or ".")
+        beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
         try:
-            with os.fdopen(handle, "wb") as f:
+            with open(beside, "xb") as f:
                 f.write(blob)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
+                f.flush()
+                # A rename can reach the disk before the bytes do; a power cut would then leave
+                # an empty file in place of the old one.
+                os.fsync(f.fileno())
+            os.replace(beside, path)
+        except BaseException as error:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
+                beside.unlink()
+            if isinstance(error, OSError):
+                why = error.strerror or error
+                raise StateError(f"{path}: not saved, nothing there was changed: {why}") from error
             raise
 
     @classmethod
@@ -322,40 +340,43 @@ class State:
                         f"{path}: state format version {metadata.get('version')!r}; this package "
                         f"reads version {FORMAT_VERSION}: upgrade wkv"
                     )
+                if metadata.get("architecture") != ARCHITECTURE:
+                    raise StateError(
+                        f"{path}: state of architecture {metadata.get('architecture')!r}; this "
+                        f"package runs {ARCHITECTURE!r}"
+                    )
                 if names != set(FIELDS):
                     raise StateError(f"{path}: holds {sorted(names)}, expected {sorted(FIELDS)}")
                 arrays = {n: f.get_tensor(n) for n in FIELDS}
             text = metadata.get("fingerprint")
             fingerprint = Fingerprint.from_json(text) if text else None
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-            if isinstance(error, StateError):
-                raise
+        except StateError:
+            raise
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
             raise StateError(f"{path}: damaged state file: {error}") from error
         for name, array in arrays.items():
             if array.dtype != np.float32:
                 raise StateError(f"{path}: field {name!r} is {array.dtype}, expected float32")
             if not np.isfinite(array).all():
                 raise StateError(f"{path}: field {name!r} holds values that are not finite")
-        return cls(**arrays, fingerprint=fingerprint)
+        try:
+            return cls(**arrays, fingerprint=fingerprint)
+        except StateError as error:
+            raise StateError(f"{path}: {error}") from error
 
     # --- foreign layouts ----------------------------------------------------------------------
 
     def to_layout(self, layout: str) -> Any:
-        """Convert to another software's layout.
+        """Convert to another software's layout, in memory of its own: that software may write.
 
         ``"huggingface"``: list of five [B, D, L]; the others hold one sequence (B must be 1):
         ``"rwkv"``: list of 5·L vectors [D]; ``"rwkv.cpp"``: flat float32 [5·L·D];
-        ``"v4neo"``: [5·L, D].
+        ``"v4neo"``: [5·L, D]. Arrays stay of this state's kind, NumPy or torch.
         """
         order = _order(layout)
+        own = {n: a.clone() if self.is_torch else a.copy() for n, a in self.fields().items()}
         if layout == "huggingface":
-            axes = (0, 2, 1)
-            return [
-                getattr(self, n).permute(axes)
-                if self.is_torch
-                else getattr(self, n).transpose(axes)
-                for n in order
-            ]
+            return [own[n].swapaxes(1, 2) for n in order]
         if self.batch_size != 1:
             raise StateError(
                 f"layout {layout!r} holds one sequence, this state {self.batch_size}: select one"
@@ -365,51 +386,39 @@ class State:
                 f"layout {layout!r} needs equal sizes: hidden is {self.att_x.shape[2]}, "
                 f"attention is {self.num.shape[2]}"
             )
-        rows = [getattr(self, n)[0, i] for i in range(self.num_layers) for n in order]
+        rows = [own[n][0, i] for i in range(self.num_layers) for n in order]
         if layout == "rwkv":
             return rows
-        if self.is_torch:
-            import torch
-
-            joined = torch.stack(rows)
-        else:
-            joined = np.stack(rows)
+        joined = _stack(rows)
         return joined.reshape(-1) if layout == "rwkv.cpp" else joined
 
     @classmethod
     def from_layout(
         cls, layout: str, value: Any, config: ModelConfig, fingerprint: Fingerprint | None = None
     ) -> State:
-        """The inverse of :meth:`to_layout`."""
+        """The inverse of :meth:`to_layout`; the values are copied, as float32."""
         order = _order(layout)
         n_layers, d = config.num_hidden_layers, config.hidden_size
+        if layout == "rwkv.cpp":
+            size = int(np.prod(tuple(value.shape)))
+            if size != 5 * n_layers * d:
+                raise StateError(f"flat state of {size} numbers; this model's has 5·{n_layers}·{d}")
+            value = value.reshape(5 * n_layers, d)
+        parts = [_float32_copy(x) for x in value]
+        shapes = sorted({tuple(x.shape) for x in parts})
         if layout == "huggingface":
-            fields = {
-                n: a.permute(0, 2, 1) if hasattr(a, "permute") else np.transpose(a, (0, 2, 1))
-                for n, a in zip(order, value, strict=True)
-            }
-        else:
-            if layout == "rwkv.cpp":
-                size = int(np.prod(tuple(value.shape)))
-                if size != 5 * n_layers * d:
-                    raise StateError(
-                        f"flat state of {size} numbers; this model's has 5·{n_layers}·{d}"
-                    )
-                value = value.reshape(5 * n_layers, d)
-            if len(value) != 5 * n_layers:
+            if len(parts) != 5 or any(len(shape) != 3 for shape in shapes):
                 raise StateError(
-                    f"layout {layout!r} of a {n_layers}-layer model has {5 * n_layers} vectors, "
-                    f"got {len(value)}"
+                    f"layout {layout!r} is five tensors [B, D, L], got {len(parts)} of {shapes}"
                 )
-            fields = {}
-            for j, name in enumerate(order):
-                rows = [value[5 * i + j] for i in range(n_layers)]
-                if isinstance(rows[0], np.ndarray):
-                    fields[name] = np.stack(rows)[None].astype(np.float32)
-                else:
-                    import torch
-
-                    fields[name] = torch.stack([r.float() for r in rows])[None]
+            fields = {n: x.swapaxes(1, 2) for n, x in zip(order, parts, strict=True)}
+        else:
+            if len(parts) != 5 * n_layers or shapes != [(d,)]:
+                raise StateError(
+                    f"layout {layout!r} of this model is {5 * n_layers} vectors of ({d},), got "
+                    f"{len(parts)} of {shapes}"
+                )
+            fields = {n: _stack(parts[j::5])[None] for j, n in enumerate(order)}
         state = cls(**fields, fingerprint=fingerprint)
         state.check(config)
         return state
@@ -431,7 +440,15 @@ def _tensor(a: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(a)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _float32_copy(x: Any) -> Any:
+    if hasattr(x, "detach"):
+        return x.float().clone()  # with its gradient
+    return np.array(x, dtype=np.float32)
+
+
+def _stack(rows: Sequence[Any]) -> Any:
+    if isinstance(rows[0], np.ndarray):
+        return np.stack(rows)
+    import torch
+
+    return torch.stack(list(rows))
