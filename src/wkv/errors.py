@@ -25,6 +25,10 @@ class UnavailableError(WkvError, RuntimeError):
     """Something was asked for by name that this installation or machine cannot do."""
 
 
+class NonFiniteError(WkvError, ArithmeticError):
+    """A model gave NaN or infinity where a number was needed."""
+
+
 class TokenizerError(WkvError, ValueError):
     """Text was asked for and no tokenizer is there, or a tokenizer file is damaged."""
 
@@ -48,3 +52,15 @@ class UnsafeFileError(CheckpointError):
 
 class ArchitectureError(CheckpointError):
     """The tensors describe a model that this version of the package does not run."""
+
+
+class CorpusError(WkvError, ValueError):
+    """A file of texts or tokens to train on is missing, damaged or unfit for what was asked.
+
+    The message always begins with the file.
+    """
+
+    def __init__(self, path: str | Path, problem: str) -> None:
+        self.path = Path(path)
+        self.problem = problem
+        super().__init__(f"{path}: {problem}")
