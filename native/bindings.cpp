@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings.hpp"
 #include "wkv.hpp"
 
 namespace nb = nanobind;
@@ -145,4 +146,7 @@ void bind_wkv(nb::module_& m) {
 
 }  // namespace
 
-NB_MODULE(_native, m) { bind_wkv(m); }
+NB_MODULE(_native, m) {
+    bind_wkv(m);
+    bind_engine(m);
+}

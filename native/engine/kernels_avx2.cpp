@@ -1,0 +1,6 @@
+#include "engine/simd_avx2.hpp"
+
+#include "engine/kernels.hpp"
+#include "engine/kernels.inl"
+
+WKV_KERNELS(k_avx2, "avx2")
