@@ -1,0 +1,1 @@
+"""Training: RWKV's published recipe on top of Hugging Face's Trainer."""

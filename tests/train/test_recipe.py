@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from wkv.errors import ConfigError
+from wkv.train.recipe import Recipe
+
+SMALL = {
+    "model": {"vocab_size": 11, "hidden_size": 8, "num_hidden_layers": 2},
+    "data": {"train": "c"},
+    "run": {"output": "out", "steps": 3},
+}
+
+
+def changed(section, **values):
+    return {**SMALL, section: {**SMALL.get(section, {}), **values}}
+
+
+def test_the_defaults_are_the_published_recipe():
+    recipe = Recipe.from_dict(SMALL)
+    o, s = recipe.optimizer, recipe.schedule
+    assert (o.beta1, o.beta2, o.eps, o.weight_decay, o.clip) == (0.9, 0.99, 1e-8, 0.0, 1.0)
+    assert o.multipliers == {"time_decay": 2.0, "time_first": 3.0}
+    assert (s.initial, s.final, s.shape) == (6e-4, 1e-5, "exponential")
+    assert recipe.l2wrap == 1e-4
+
+
+def test_a_recipe_survives_the_round_trip_through_plain_values():
+    recipe = Recipe.from_dict(changed("run", report_to=["tensorboard"]))
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (changed("run", stepz=4), "unknown key 'run.stepz'; did you mean 'steps'"),
+        ({**SMALL, "modle": {}}, "unknown key 'modle'; did you mean 'model'"),
+        (
+            changed("model", hiden_size=4),
+            "unknown key 'model.hiden_size'; did you mean 'hidden_size'",
+        ),
+        (changed("run", steps="many"), "run.steps is 'many': expected int"),
+        (changed("run", steps=True), "run.steps is True: expected int"),
+        (changed("run", steps=0), "run.steps is 0"),
+        (changed("schedule", initial="fast"), "schedule.initial is 'fast': expected float"),
+        (changed("run", precision="fp8"), "run.precision is 'fp8': choose from fp32, bf16"),
+        (changed("optimizer", multipliers=3), "optimizer.multipliers is 3"),
+        ({**SMALL, "data": {}}, "missing: data.train"),
+        ({**SMALL, "data": "c"}, "data is 'c': expected a mapping"),
+        ({}, "missing: model, data, run"),
+    ],
+)
+def test_a_mistake_is_named(values, problem):
+    with pytest.raises(ConfigError, match=problem):
+        Recipe.from_dict(values)
+
+
+def test_yaml_is_read_and_changed_from_the_command_line(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "model: {vocab_size: 11, hidden_size: 8, num_hidden_layers: 2}\n"
+        "data: {train: c}\nrun: {output: out, steps: 3}\nschedule: {initial: 6e-4}\n"
+    )
+    recipe = Recipe.load(path, ["run.steps=5", "schedule.final=1e-6", "data.validation=v"])
+    assert (recipe.run.steps, recipe.schedule.initial, recipe.schedule.final) == (5, 6e-4, 1e-6)
+    assert recipe.data.validation == "v"
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        Recipe.load(path, ["steps"])
+    with pytest.raises(ConfigError, match="train is no section"):
+        Recipe.load(path, ["data.train.x=1"])
+
+
+@pytest.mark.parametrize("content", ["- 1\n", "{", "\x00"])
+def test_a_file_that_is_no_recipe_is_named(tmp_path, content):
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
+        Recipe.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="no such recipe"):
+        Recipe.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml")), ids=lambda p: p.stem
+)
+def test_every_recipe_of_the_repository_is_valid(path):
+    assert Recipe.load(path).run.steps > 0
