@@ -310,6 +310,13 @@ void bind_engine(nb::module_& m) {
     m.def("packed_bytes",
           [](const std::string& format, int rows, int cols, int lanes) { return shape_of(format, rows, cols, lanes).bytes(); },
           "format"_a, "rows"_a, "cols"_a, "lanes"_a);
+    m.def("aligned_bytes",
+          [](size_t bytes) {
+              uint8_t* p = aligned(bytes);
+              const size_t shape[] = {bytes};
+              return NumpyBytes(p, 1, shape, owner(p));
+          },
+          "bytes"_a, "Uninitialised memory that begins on a line of the cache.");
     m.def("pack", &pack, "source"_a, "format"_a, "lanes"_a, "importance"_a.none(), "threads"_a);
     m.def("unpack", &unpack, "packed"_a);
     m.def("matmul", &matmul, "packed"_a, "x"_a, "instruction_set"_a, "sparse"_a = false, "first"_a = 0, "last"_a = -1);

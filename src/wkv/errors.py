@@ -64,3 +64,11 @@ class CorpusError(WkvError, ValueError):
         self.path = Path(path)
         self.problem = problem
         super().__init__(f"{path}: {problem}")
+
+
+class CancelledError(WkvError, RuntimeError):
+    """A forward was stopped because its caller asked for it. Nothing was changed."""
+
+
+class NumericalError(WkvError, ArithmeticError):
+    """A result is NaN or infinite."""
