@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-pytest.importorskip("transformers")
 from wkv.tokenizer.world_hf import RWKVWorldTokenizer, RwkvWorldTokenizer
 
 

@@ -1,0 +1,89 @@
+"""What callers of the transformers classes hand over: padded batches, states of any form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from ..errors import ShapeError, StateError, UnavailableError
+from ..state import State
+from .configuration import RwkvConfig
+
+# What transformers' tools may pass on that means nothing to a recurrent network.
+MEANINGLESS = ("position_ids", "cache_position", "token_type_ids", "past_key_values")
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where the M real tokens of a padded batch [B, T] lie."""
+
+    real: torch.Tensor  # [B, T]
+    starts: torch.Tensor  # [B+1] offsets of the rows once packed
+    source: torch.Tensor  # [B, T] packed position of the last real token so far
+
+    @classmethod
+    def of(cls, mask: torch.Tensor | None, x: torch.Tensor) -> Padding | None:
+        """From a mask [B, ≥ T] and the batch x [B, T, D]; None if nothing is masked."""
+        if mask is None:
+            return None
+        if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] < x.shape[1]:
+            raise ShapeError(
+                f"attention_mask is {tuple(mask.shape)}: expected [batch, tokens] = "
+                f"{tuple(x.shape[:2])} (a recurrent network takes no other kind)"
+            )
+        real = mask[:, mask.shape[1] - x.shape[1] :].to(x.device) != 0
+        if bool(real.all()):
+            return None
+        count = real.long().cumsum(1)
+        starts = F.pad(real.sum(1).cumsum(0), (1, 0))
+        return cls(real, starts, torch.where(count > 0, count + starts[:-1, None] - 1, -1))
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, D] → real tokens alone, row after row [1, M, D]."""
+        return x[self.real][None]
+
+    def unpack(self, x: torch.Tensor) -> torch.Tensor:
+        """[1, M, D] → [B, T, D]; a masked position repeats what came before it."""
+        # The zero in front is what position −1 finds: before a row's first token.
+        return F.pad(x[0], (0, 0, 1, 0))[self.source + 1]
+
+
+def countable(labels: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Labels [B, T] without those that no real token predicts, or that are no tokens: −100."""
+    if mask is None:
+        return labels
+    real = (mask[:, mask.shape[1] - labels.shape[1] :] != 0).long().to(labels.device)
+    return labels.masked_fill((real == 0) | (real.cumsum(1) == 1), -100)
+
+
+def as_torch_state(
+    state: State | list[torch.Tensor] | tuple[torch.Tensor, ...] | None,
+    config: RwkvConfig,
+    device: torch.device,
+) -> State | None:
+    """A state of torch tensors on ``device``, from any form a caller may hold."""
+    if state is None:
+        return None
+    if isinstance(state, list | tuple):
+        state = State.from_layout("huggingface", [x.float() for x in state], config.architecture())
+    if not isinstance(state, State):
+        raise StateError(
+            f"state is a {type(state).__name__}: give a wkv.State, or five tensors [B, D, L]"
+        )
+    return state.to(device)
+
+
+def refuse(kwargs: dict[str, Any]) -> None:
+    """Raise on arguments that cannot be honoured or do not exist."""
+    if kwargs.pop("output_attentions", None):
+        raise UnavailableError("RWKV has no attention maps: output_attentions cannot be given")
+    if kwargs.get("past_key_values") is not None:
+        raise UnavailableError(
+            "RWKV has no key-value cache: pass what the model remembers as state=outputs.state"
+        )
+    unknown = sorted(set(kwargs).difference(MEANINGLESS))
+    if unknown:
+        raise TypeError(f"unknown arguments {unknown}: see RwkvModel.forward")
