@@ -35,6 +35,9 @@ def logits_of(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
 class RecipeTrainer(Trainer):
     """Trains a language model on :class:`~wkv.data.Blocks` as a :class:`Recipe` says."""
 
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+
     def __init__(
         self,
         model: nn.Module,
@@ -76,7 +79,7 @@ class RecipeTrainer(Trainer):
             s = self.recipe.schedule
             schedule = Schedule(s.initial, s.final, num_training_steps, s.warmup, s.shape)
             self.lr_scheduler = LambdaLR(
-                self.optimizer if optimizer is None else optimizer,
+                optimizer or self.create_optimizer(),
                 lambda step: schedule(step) / schedule.initial,
             )
             self._created_lr_scheduler = True
