@@ -15,20 +15,19 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from wkv.config import ModelConfig
 from wkv.data import Binidx, Blocks, read_documents, tokenize
-from wkv.model.rwkv4 import Rwkv4
+from wkv.hf import RwkvConfig, RwkvForCausalLM
 from wkv.train.recipe import Recipe
 from wkv.train.trainer import RecipeTrainer
 
 BUNDLED = Path(__file__).parents[1] / "src/wkv/models/bundled"
 
 
-def gpt_neox(config: ModelConfig, context: int) -> nn.Module:
+def gpt_neox(config: ModelConfig, context: int) -> PreTrainedModel:
     """GPT-NeoX of the same width, depth and vocabulary, with heads of 32 channels.
 
     Its feed-forward layer is widened until it has as many parameters as RWKV, to within 0.1%.
@@ -86,8 +85,7 @@ def main() -> None:
 
     torch.manual_seed(run.seed)
     if options.architecture == "rwkv":
-        model: nn.Module = Rwkv4(recipe.model)
-        del model.config  # the Trainer would write into it, and it is frozen
+        model: PreTrainedModel = RwkvForCausalLM(RwkvConfig.of(recipe.model))
     else:
         model = gpt_neox(recipe.model, data.context)
     size = sum(p.numel() for p in model.parameters())
