@@ -15,45 +15,44 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from wkv.config import ModelConfig
 from wkv.data import Binidx, Blocks, read_documents, tokenize
-from wkv.model.rwkv4 import Rwkv4
+from wkv.hf import RwkvConfig, RwkvForCausalLM
 from wkv.train.recipe import Recipe
 from wkv.train.trainer import RecipeTrainer
 
 BUNDLED = Path(__file__).parents[1] / "src/wkv/models/bundled"
 
 
-def gpt_neox(config: ModelConfig, context: int) -> nn.Module:
-    """GPT-NeoX with the same layers and vocabulary, its width chosen for the same parameters.
+def gpt_neox(config: ModelConfig, context: int) -> PreTrainedModel:
+    """GPT-NeoX of the same width, depth and vocabulary, with heads of 32 channels.
 
-    A block of GPT-NeoX has 12·D² weights against RWKV's 13·D²; heads are of 32 channels.
+    Its feed-forward layer is widened until it has as many parameters as RWKV, to within 0.1%.
     """
-    width = config.hidden_size
 
-    def build(width: int) -> GPTNeoXConfig:
+    def build(intermediate: int) -> GPTNeoXConfig:
         return GPTNeoXConfig(
             vocab_size=config.vocab_size,
-            hidden_size=width,
+            hidden_size=config.hidden_size,
             num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=width // 32,
-            intermediate_size=4 * width,
+            num_attention_heads=config.hidden_size // 32,
+            intermediate_size=intermediate,
             max_position_embeddings=4 * context,
             bos_token_id=0,
             eos_token_id=0,
             use_cache=False,
         )
 
-    def parameters(width: int) -> int:
+    def parameters(intermediate: int) -> int:
         with torch.device("meta"):
-            return sum(p.numel() for p in GPTNeoXForCausalLM(build(width)).parameters())
+            model = GPTNeoXForCausalLM(build(intermediate))
+        return sum(p.numel() for p in model.parameters())
 
-    widths = range(max(32, width - 64), width + 65, 32)
-    best = min(widths, key=lambda w: abs(parameters(w) - config.parameters))
+    widths = range(4 * config.hidden_size, 6 * config.hidden_size, 8)
+    best = min(widths, key=lambda width: abs(parameters(width) - config.parameters))
     return GPTNeoXForCausalLM(build(best))
 
 
@@ -86,8 +85,7 @@ def main() -> None:
 
     torch.manual_seed(run.seed)
     if options.architecture == "rwkv":
-        model: nn.Module = Rwkv4(recipe.model)
-        del model.config  # the Trainer would write into it, and it is frozen
+        model: PreTrainedModel = RwkvForCausalLM(RwkvConfig.of(recipe.model))
     else:
         model = gpt_neox(recipe.model, data.context)
     size = sum(p.numel() for p in model.parameters())

@@ -15,7 +15,7 @@ from tests.oracles.models import random_weights, torch_model, transformers_model
 from tests.test_state import CONFIG, MARK, assert_equal, random_state
 from wkv.config import ModelConfig
 from wkv.errors import StateError
-from wkv.state import FIELDS, LAYOUTS, State
+from wkv.state import FIELDS, LAYOUTS, Fingerprint, State
 
 TOKENS = [5, 17, 3, 88, 5, 41, 0, 96, 23]
 MORE = [7, 60, 1, 2]
@@ -177,3 +177,20 @@ def test_attention_of_another_size_keeps_its_shape_in_the_transformers_layout():
     foreign = state.to_layout("huggingface")
     assert [x.shape for x in foreign] == [(2, 3, 2)] * 2 + [(2, 4, 2)] * 3
     assert_equal(State.from_layout("huggingface", foreign, CONFIG), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("a.pth", "float16"), ("a.pth", "bfloat16"), ("hf", "bfloat16"), ("a.bin", "q4_0")],
+)
+def test_a_converted_model_takes_the_states_of_the_one_it_came_from(
+    name, dtype, square_config, weights, tmp_path
+):
+    from wkv.checkpoint import convert, open_checkpoint
+
+    torch.save({n: torch.from_numpy(x) for n, x in weights.items()}, tmp_path / "from.pth")
+    convert(tmp_path / "from.pth", tmp_path / name, dtype=dtype)
+    mark = Fingerprint.of(square_config, lambda n: weights[n])
+    with open_checkpoint(tmp_path / name) as converted:
+        assert converted.dtype == dtype
+        random_state(1, square_config, fingerprint=mark).check_fingerprint(converted.fingerprint())

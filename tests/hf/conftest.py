@@ -30,6 +30,17 @@ def registered():
     register()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only wait for a second thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model(square_config):
     """For tests that do not change it."""
@@ -60,3 +71,18 @@ def padded(prompts: list[list[int]], side: str = "left", pad: int = 0):
         ids.append([pad] * left + prompt + [pad] * (fill - left))
         mask.append([0] * left + [1] * len(prompt) + [0] * (fill - left))
     return torch.tensor(ids), torch.tensor(mask)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A tokenizer of 97 characters: 0 ends and pads (on the left), 1 is a newline, then ASCII."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["<|end|>", "\u010a", "\u0120", *map(chr, range(33, 127))]
+    bpe = Tokenizer(models.BPE({c: i for i, c in enumerate(characters)}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>", padding_side="left"
+    )

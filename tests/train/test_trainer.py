@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 
 from wkv.config import ModelConfig
 from wkv.data import Binidx, BinidxWriter, Blocks
-from wkv.model.rwkv4 import Rwkv4
+from wkv.hf import RwkvConfig, RwkvForCausalLM
 from wkv.train.recipe import Recipe
 from wkv.train.trainer import RecipeTrainer
 
@@ -44,17 +45,15 @@ def recipe_of(tmp_path, **run):
     )
 
 
-def plain_model():
+def fresh_model():
     torch.manual_seed(0)
-    model = Rwkv4(ModelConfig.from_dict(MODEL))
-    del model.config  # the Trainer would write into it
-    return model
+    return RwkvForCausalLM(RwkvConfig.of(ModelConfig.from_dict(MODEL)))
 
 
 def trainer_of(recipe, corpus, model=None):
     items = recipe.run.steps * recipe.run.batch * recipe.run.accumulate
     blocks = Blocks(corpus, recipe.data.context, items)
-    return RecipeTrainer(model or plain_model(), recipe, blocks, Blocks(corpus, 16, seed=None))
+    return RecipeTrainer(model or fresh_model(), recipe, blocks, Blocks(corpus, 16, seed=None))
 
 
 def losses(trainer):
@@ -91,9 +90,9 @@ def test_blocks_reach_the_model_in_their_own_order(tmp_path, corpus):
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(17, 17))
 
-        def forward(self, input_ids):
+        def forward(self, input_ids, use_cache):
             seen.append(input_ids.clone())
-            return self.weight[input_ids]
+            return SimpleNamespace(logits=self.weight[input_ids])
 
     recipe = recipe_of(tmp_path)
     trainer = trainer_of(recipe, corpus, Spy())
@@ -132,3 +131,5 @@ def test_checkpoints_hold_weights_under_the_hub_s_names(tmp_path, corpus):
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert "rwkv.blocks.1.attention.time_mix_key" in file.keys()  # noqa: SIM118
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 8
+    again = RwkvForCausalLM.from_pretrained(folder)
+    assert again.config.num_hidden_layers == 2

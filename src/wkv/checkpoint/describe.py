@@ -11,6 +11,7 @@ from .. import tokenizer as tokenizers
 from ..config import PILE_VOCAB_SIZE, PRESETS, WORLD_VOCAB_SIZE, ModelConfig
 from ..errors import StateError, TokenizerError
 from ..state import FORMAT as STATE_FORMAT
+from ..state import FORMAT_VERSION as STATE_VERSION
 from ..state import State
 from . import lora, safetensors_file
 from .checkpoint import Checkpoint, Contents, open_contents
@@ -116,6 +117,7 @@ def _describe_state(path: Path) -> dict[str, Any]:
         "kind": "state",
         "path": str(path),
         "format": STATE_FORMAT,
+        "version": STATE_VERSION,
         "architecture": "RWKV-4",
         "sequences": state.batch_size,
         "layers": state.num_layers,

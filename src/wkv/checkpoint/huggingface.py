@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+_SHARD = re.compile(r"[^/\\\0]+\.(safetensors|bin)")
 _MAX_JSON = 64 << 20
 _CONFIG_KEYS = frozenset(
     {
@@ -91,7 +93,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         raise CheckpointError(found, "damaged: no weight_map in the index")
     shards = []
     for name, shard in table.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
             raise CheckpointError(
                 found, f"is in file {shard!r:.80}, which is not a file of this folder", tensor=name
             )
@@ -127,6 +129,9 @@ def plan_shards(
 
     renamed = {to_hf(p.name): p for p in planned}
     try:
+        number = re.match(r"[\d.]+", str(max_shard_size).strip())
+        if not number or not float(number[0]) > 0:  # which the library takes for a size
+            raise ValueError(max_shard_size)
         split = split_state_dict_into_shards_factory(
             renamed,
             get_storage_size=lambda p: p.nbytes,

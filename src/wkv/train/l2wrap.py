@@ -41,5 +41,5 @@ def l2wrap(loss: torch.Tensor, logits: torch.Tensor, factor: float = FACTOR) -> 
     """
     if factor == 0 or not (torch.is_grad_enabled() and logits.requires_grad):
         return loss
-    wrapped: torch.Tensor = _L2Wrap.apply(loss, logits, factor)  # type: ignore[no-untyped-call]
+    wrapped: torch.Tensor = _L2Wrap.apply(loss, logits, factor)
     return wrapped

@@ -1,8 +1,8 @@
 """Hugging Face's Trainer with RWKV's recipe: its loss, optimiser, schedule and data order.
 
 Checkpointing, resuming, accumulation, mixed precision and everything distributed stay the
-Trainer's. The model may be any module that maps ``input_ids`` to logits, so that another
-architecture can be trained on the same blocks for comparison.
+Trainer's. The model may be any causal language model of transformers, so that another architecture
+can be trained on the same blocks for comparison.
 """
 
 from __future__ import annotations
@@ -24,16 +24,11 @@ from .recipe import Recipe
 from .schedule import Schedule
 
 
-def logits_of(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
-    """Logits [B, T, V] of any language model: ours, or a transformers class."""
-    output = model(input_ids)
-    if isinstance(output, tuple):
-        output = output[0]
-    return output if isinstance(output, torch.Tensor) else output.logits
-
-
 class RecipeTrainer(Trainer):
     """Trains a language model on :class:`~wkv.data.Blocks` as a :class:`Recipe` says."""
+
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
 
     def __init__(
         self,
@@ -76,7 +71,7 @@ class RecipeTrainer(Trainer):
             s = self.recipe.schedule
             schedule = Schedule(s.initial, s.final, num_training_steps, s.warmup, s.shape)
             self.lr_scheduler = LambdaLR(
-                self.optimizer if optimizer is None else optimizer,
+                optimizer or self.create_optimizer(),
                 lambda step: schedule(step) / schedule.initial,
             )
             self._created_lr_scheduler = True
@@ -95,7 +90,7 @@ class RecipeTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Mean cross-entropy over the labels that count, with L2Wrap in training."""
-        logits = logits_of(model, inputs["input_ids"])  # [B, T, V]
+        logits = model(input_ids=inputs["input_ids"], use_cache=False).logits  # [B, T, V]
         loss = F.cross_entropy(
             logits.float().flatten(0, -2), inputs["labels"].flatten(), ignore_index=IGNORED
         )
