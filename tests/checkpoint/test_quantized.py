@@ -71,9 +71,7 @@ def test_every_tensor_comes_back(source, folder):
                 assert opened.matrices[name][1:] == want[1:]
                 assert np.array_equal(opened.matrices[name].data, want.data)
             else:
-                assert np.array_equal(
-                    opened.vectors[name], checkpoint.tensor(name).reshape(-1)
-                )
+                assert np.array_equal(opened.vectors[name], checkpoint.tensor(name).reshape(-1))
 
 
 def test_matrices_lie_on_cache_lines_in_the_order_of_execution(folder):

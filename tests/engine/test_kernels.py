@@ -54,7 +54,15 @@ def case(rows, cols, tokens, seed=0, zeros=0.0):
 @pytest.mark.parametrize("lanes", [1, 4])
 @pytest.mark.parametrize(
     ("rows", "cols", "tokens"),
-    [(1, 1, 1), (15, 63, 2), (16, 64, 3), (17, 65, 5), (64, 128, 13), (70, 129, 16), (131, 500, 31)],
+    [
+        (1, 1, 1),
+        (15, 63, 2),
+        (16, 64, 3),
+        (17, 65, 5),
+        (64, 128, 13),
+        (70, 129, 16),
+        (131, 500, 31),
+    ],
 )
 def test_products_equal_numpy_over_the_unpacked_weights(isa, format, lanes, rows, cols, tokens):
     w, x = case(rows, cols, tokens)
@@ -210,7 +218,9 @@ def test_the_recurrence_equals_float64(isa, channels):
     from wkv.ops.reference import wkv_reference
 
     y, (a, b, p) = wkv_reference(k[None], v[None], decay, first)
-    np.testing.assert_allclose(out, (y[0] / (1 + np.exp(-r.astype(np.float64)))), atol=2e-5, rtol=2e-5)
+    np.testing.assert_allclose(
+        out, (y[0] / (1 + np.exp(-r.astype(np.float64)))), atol=2e-5, rtol=2e-5
+    )
     np.testing.assert_allclose(state[2], p[0], rtol=1e-5)
     np.testing.assert_allclose(state[0], a[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(state[1], b[0], rtol=1e-4)

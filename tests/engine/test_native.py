@@ -146,7 +146,9 @@ def test_results_do_not_depend_on_the_rest_of_the_batch(engines, format, isa):
         assert_same(own, state.select(i))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     length=st.integers(1, 24),
     cuts=st.lists(st.integers(1, 23), max_size=5),
@@ -213,7 +215,9 @@ def test_unusual_token_containers_are_taken(engines):
         assert np.array_equal(engine.forward([row])[0], expected)
 
 
-@pytest.mark.parametrize("bad", [[], [[]], [[1], []], [[VOCAB]], [[-1]], [[1.5]], [["a"]], [[1 << 40]]])
+@pytest.mark.parametrize(
+    "bad", [[], [[]], [[1], []], [[VOCAB]], [[-1]], [[1.5]], [["a"]], [[1 << 40]]]
+)
 def test_bad_tokens_are_refused(engines, bad):
     with pytest.raises(ShapeError):
         engines().forward(bad)

@@ -198,9 +198,7 @@ def load_native(
         if name.endswith("att.time_decay")
     }
     vectors = {**vectors, **decays}
-    return NativeEngine(
-        config, matrices, vectors, threads=count, instruction_set=instruction_set
-    )
+    return NativeEngine(config, matrices, vectors, threads=count, instruction_set=instruction_set)
 
 
 def available_threads() -> int:

@@ -1,0 +1,144 @@
+"""``wkv quantize``: weights in the form that the native engine maps and runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+
+
+def quantize(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC", help="A .pth, safetensors or rwkv.cpp .bin file, or a model folder."
+        ),
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="q4 (4.5 bits a weight), q8 (8.25), bf16 or f32. The last two lose nothing to "
+            "weights of 16 and 32 bits and load at once.",
+        ),
+    ] = "q4",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="TENSOR=FORMAT",
+            help="Another format for one tensor, e.g. head.weight=q8. Repeatable.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval", metavar="TEXT", help="A text file: prints its perplexity before and after."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", envvar="WKV_NUM_THREADS", help="By default every CPU."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace what is at the destination.")
+    ] = False,
+) -> None:
+    """Pack a model for the native engine: smaller, faster, and opened in no time.
+
+    Streams tensor by tensor and replaces DST only when all is written.
+
+    wkv quantize rwkv-4-169m rwkv-4-169m-q4
+
+    wkv quantize rwkv-4-169m rwkv-4-169m-q8 --format q8 --eval book.txt
+    """
+    from ..checkpoint.quantized import quantize as run
+    from ..engine.native import available_threads
+
+    text = _read(evaluate) if evaluate else None
+    formats = dict(_exception(item) for item in keep or [])
+    count = available_threads() if threads is None else threads
+    if count < 1:
+        raise ConfigError(f"--threads is {count}: give at least 1")
+    with _bar("packing") as advance:
+        done = run(
+            source,
+            destination,
+            format=format,
+            formats=formats,
+            threads=count,
+            overwrite=force,
+            progress=lambda at, total, name: advance(at, total),
+        )
+    for note in done.notes:
+        typer.echo(note, err=True)
+    typer.echo(
+        f"{done.path}: {done.format}, {done.nbytes:,} bytes, "
+        f"{done.bits_per_weight:.2f} bits a weight"
+    )
+    if text is not None:
+        before, after, tokens = _perplexities(source, destination, text, count)
+        typer.echo(
+            f"perplexity of {evaluate} ({tokens:,} tokens): {before:.4f} before, {after:.4f} "
+            f"after ({100 * (after / before - 1):+.2f} %)"
+        )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--eval {path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _exception(item: str) -> tuple[str, str]:
+    name, equals, format = item.partition("=")
+    if not equals:
+        raise ConfigError(f"--keep {item!r}: give TENSOR=FORMAT, e.g. head.weight=q8")
+    return name, format
+
+
+def _perplexities(source: Path, packed: Path, text: str, threads: int) -> tuple[float, float, int]:
+    """Of the weights as they were (float32 arithmetic) and as they are packed now."""
+    from ..checkpoint import open_checkpoint
+    from ..engine.native import load_native
+    from ..engine.perplexity import perplexity
+    from ..tokenizer import find_tokenizer
+
+    with open_checkpoint(source) as checkpoint:
+        beside = source if source.is_dir() else source.parent
+        ids = find_tokenizer(beside, checkpoint.config.vocab_size).encode(text)
+        found = []
+        for model, format in ((checkpoint, "f32"), (packed, None)):
+            engine = load_native(model, format=format, threads=threads)
+            with _bar("evaluating") as advance:
+                found.append(perplexity(engine, ids, progress=advance))
+            del engine
+    return found[0], found[1], len(ids)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], Any]]:
+    """A bar on the terminal; nothing where stderr is not one."""
+    if not sys.stderr.isatty():
+        yield lambda at, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda at, total: bar.update(task, completed=at, total=total)
