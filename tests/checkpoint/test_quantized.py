@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 
@@ -297,9 +298,8 @@ def test_damaged_bytes_give_a_typed_error_or_a_model(small, edits, in_header):
         changed[int(where * (span - 1))] = value
     (folder / "model.safetensors").write_bytes(changed)
     try:
-        load_native(folder, threads=1).forward([[1, 2]])
-    except WkvError as error:
-        assert str(error)
+        with contextlib.suppress(WkvError):
+            load_native(folder, threads=1).forward([[1, 2]])
     finally:
         (folder / "model.safetensors").write_bytes(blob)
 

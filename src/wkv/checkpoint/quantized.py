@@ -1,4 +1,4 @@
-"""Folders whose weights lie as the native engine reads them: written as a stream, opened by mapping.
+"""Folders whose weights lie as the native engine reads them: streamed out, opened by mapping.
 
 A folder has ``config.json`` with ``quantization_config`` {"quant_method": "wkv", "version": 1,
 "format": …, "formats": {tensor: format of the exceptions}} and one ``model.safetensors``: every
@@ -36,6 +36,7 @@ from .packed import (
 )
 from .safetensors_file import read_safetensors
 from .tensors import Mapping as FileMapping
+from .tensors import StoredTensor
 
 METHOD = "wkv"
 VERSION = 1
@@ -281,12 +282,11 @@ def open_quantized(path: str | Path) -> Quantized:
         if is_matrix(shape):
             panels = -(-shape[0] // (16 * lanes_of(name)))
             _expect(file, name, tensor, "U8", (panels, size // panels))
-            matrices[name] = PackedMatrix(
-                _bytes(mapping, file, name, tensor.offset, size), kind, *shape, lanes_of(name)
-            )
+            data = _bytes(mapping, tensor, name, size)
+            matrices[name] = PackedMatrix(data, kind, shape[0], shape[1], lanes_of(name))
         else:
             _expect(file, name, tensor, "float32", shape)
-            vector = _bytes(mapping, file, name, tensor.offset, size).view(np.float32)
+            vector = _bytes(mapping, tensor, name, size).view(np.float32)
             if not np.isfinite(vector).all():
                 raise CheckpointError(file, "holds NaN or infinite values", tensor=name)
             vectors[name] = vector
@@ -319,7 +319,9 @@ def _check_bounds(path: Path, config: ModelConfig, tensors: int) -> None:
         )
 
 
-def _expect(file: Path, name: str, tensor: Any, dtype: str, shape: tuple[int, ...]) -> None:
+def _expect(
+    file: Path, name: str, tensor: StoredTensor, dtype: str, shape: tuple[int, ...]
+) -> None:
     if tensor.dtype != dtype or tensor.shape != shape:
         raise CheckpointError(
             file,
@@ -328,7 +330,11 @@ def _expect(file: Path, name: str, tensor: Any, dtype: str, shape: tuple[int, ..
         )
 
 
-def _bytes(mapping: FileMapping, file: Path, name: str, offset: int, size: int) -> np.ndarray:
-    if offset % 4 != 0:
-        raise CheckpointError(file, f"begins at byte {offset}, not a multiple of 4", tensor=name)
-    return mapping.bytes[offset : offset + size]
+def _bytes(mapping: FileMapping, tensor: StoredTensor, name: str, size: int) -> np.ndarray:
+    start = tensor.offset
+    assert start is not None
+    if start % 4 != 0:
+        raise CheckpointError(
+            mapping.path, f"begins at byte {start}, not a multiple of 4", tensor=name
+        )
+    return mapping.bytes[start : start + size]

@@ -17,7 +17,20 @@ from ..errors import CancelledError, ConfigError, NumericalError, ShapeError
 from ..state import FIELDS, Fingerprint, State
 from .protocol import Logits, check_batch
 
-Cancel = _native.Cancel
+
+class Cancel:
+    """A flag that another thread sets to stop a forward between two layers."""
+
+    def __init__(self) -> None:
+        self.native = _native.Cancel()
+
+    def set(self) -> None:
+        """Stop the calls that were given this flag, and every later one."""
+        self.native.set()
+
+    def clear(self) -> None:
+        """Let calls run again."""
+        self.native.clear()
 
 
 class NativeEngine:
@@ -76,12 +89,12 @@ class NativeEngine:
 
     @property
     def instruction_set(self) -> str:
-        """The kernels in use: ``"avx512"``, ``"avx_vnni"``, ``"avx2"``, ``"neon"``, ``"portable"``."""
+        """The kernels in use: ``avx512``, ``avx_vnni``, ``avx2``, ``neon`` or ``portable``."""
         return str(self._engine.instruction_set)
 
     @property
     def ffn_density(self) -> list[float]:
-        """Share of each layer's feed-forward value matrix that single tokens last needed to read."""
+        """Share of each layer's feed-forward value matrix that single tokens had to read."""
         return list(self._engine.density)
 
     def forward(
@@ -101,14 +114,10 @@ class NativeEngine:
             CancelledError: ``cancel`` was set.
             NumericalError: a logit is NaN or infinite: weights or state are damaged.
         """
-        chosen = None if isinstance(logits, str) else _positions(logits)
-        flat, starts = check_batch(self, tokens, state, logits if chosen is None else "none")
-        if chosen is not None:
-            if len(chosen) and not (chosen[0] >= 0 and chosen[-1] < len(flat)):
-                raise ShapeError(
-                    f"logits asked for positions {chosen[0]} to {chosen[-1]} of {len(flat)} tokens"
-                )
-            wanted = chosen
+        by_name = logits if isinstance(logits, str) else "none"
+        flat, starts = check_batch(self, tokens, state, by_name)
+        if not isinstance(logits, str):
+            wanted = _positions(logits, len(flat))
         elif logits == "last":
             wanted = starts[1:] - 1
         else:
@@ -125,7 +134,7 @@ class NativeEngine:
             after,
             np.ascontiguousarray(wanted, np.int64),
             out,
-            cancel,
+            cancel.native if cancel is not None else None,
         )
         if outcome == "cancelled":
             raise CancelledError("the forward was cancelled; the state given to it is unchanged")
@@ -133,7 +142,7 @@ class NativeEngine:
             raise NumericalError(
                 "a logit is NaN or infinite: the weights or the state are damaged; load them again"
             )
-        return out, State(*after, fingerprint=self.fingerprint)
+        return out, State(**dict(zip(FIELDS, after)), fingerprint=self.fingerprint)
 
     def _arrays(self, state: State | None, batch: int) -> list[np.ndarray]:
         if state is None:
@@ -216,10 +225,12 @@ def _threads(threads: int | None) -> int:
     return threads
 
 
-def _positions(logits: Sequence[int] | np.ndarray) -> np.ndarray:
+def _positions(logits: Sequence[int] | np.ndarray, tokens: int) -> np.ndarray:
     chosen = np.asarray(logits)
     if chosen.size == 0:
         return np.zeros(0, np.int64)
     if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or (np.diff(chosen) <= 0).any():
         raise ShapeError("positions of logits must be ascending whole numbers [n]")
+    if chosen[0] < 0 or chosen[-1] >= tokens:
+        raise ShapeError(f"logits of positions {chosen[0]} to {chosen[-1]}: there are {tokens}")
     return chosen.astype(np.int64)
