@@ -9,16 +9,23 @@
 
 namespace wkv::engine {
 
+// A tests' build that is after threads, not arithmetic, does without the others.
+#if !defined(WKV_PORTABLE_ONLY) && defined(__x86_64__)
+#define WKV_ENGINE_X86
+#elif !defined(WKV_PORTABLE_ONLY) && defined(__aarch64__)
+#define WKV_ENGINE_ARM
+#endif
+
 extern const Kernels k_portable;
-#if defined(__x86_64__)
+#if defined(WKV_ENGINE_X86)
 extern const Kernels k_avx2, k_avx_vnni, k_avx512;
-#elif defined(__aarch64__)
+#elif defined(WKV_ENGINE_ARM)
 extern const Kernels k_neon;
 #endif
 
 namespace {
 
-#if defined(__x86_64__)
+#if defined(WKV_ENGINE_X86)
 // __builtin_cpu_supports also asks whether the operating system saves the wide registers. GCC 12
 // does not know "avxvnni" by name, so CPUID leaf 7.1 is read directly.
 bool has_avx_vnni() {
@@ -30,7 +37,7 @@ bool has_avx_vnni() {
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> all;
-#if defined(__x86_64__)
+#if defined(WKV_ENGINE_X86)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -39,7 +46,7 @@ std::vector<const Kernels*> usable() {
     all.push_back(&k_avx512);
   if (avx2 && has_avx_vnni()) all.push_back(&k_avx_vnni);
   if (avx2) all.push_back(&k_avx2);
-#elif defined(__aarch64__)
+#elif defined(WKV_ENGINE_ARM)
 #if defined(__linux__)
   constexpr unsigned long dot_product = 1ul << 20;  // HWCAP_ASIMDDP
   if (getauxval(AT_HWCAP) & dot_product) all.push_back(&k_neon);
