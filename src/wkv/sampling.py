@@ -244,8 +244,18 @@ def sample(
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Natural log-probabilities of logits [V], float32."""
     logits = _checked(logits)
+    return logits - np.float32(_log_sum(logits))
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """The natural log-probability of one token under logits [V]."""
+    logits = _checked(logits)
+    return float(logits[token]) - _log_sum(logits)
+
+
+def _log_sum(logits: np.ndarray) -> float:
     top = logits.max()
-    return logits - (top + np.log(np.exp(logits - top).sum(dtype=np.float64))).astype(np.float32)
+    return float(top) + math.log(np.exp(logits - top).sum(dtype=np.float64))
 
 
 def _survivors(
