@@ -234,7 +234,7 @@ def test_a_fresh_process_loads_by_name_with_nothing_but_an_import(own_model, fak
 
     own_model.push_to_hub("tester/rwkv-tiny")
     script = (
-        "import torch; from wkv.hf import register; register();"
+        "import torch, wkv;"
         "from transformers import AutoModelForCausalLM;"
         "m = AutoModelForCausalLM.from_pretrained('tester/rwkv-tiny');"
         "print(m.generate(torch.tensor([[5, 17, 3]]), max_new_tokens=4, do_sample=False).tolist())"
