@@ -19,7 +19,7 @@ GREEDY = SamplingOptions(temperature=0)
 def stream(prompt=PROMPT, state=None, *, engine=ENGINE, tokenizer=TOKENIZER, **options):
     sampling = options.pop("sampling", None) or SamplingOptions(seed=options.pop("seed", 0))
     logits = options.pop("logits", None)
-    how = GenerationOptions(**{"max_tokens": 40, **options})
+    how = GenerationOptions(**{"max_tokens": 40, "logprobs": True, **options})
     return TextStream(engine, Continuation(prompt, state, tokenizer, how, sampling, logits))
 
 
@@ -265,6 +265,13 @@ def test_pieces_never_hold_a_character_that_is_broken_only_for_now(seed):
     for i in range(len(pieces) - 1):
         shown = "".join(p.text for p in pieces[: i + 1])
         assert result.text.startswith(shown)
+
+
+def test_log_probabilities_are_given_where_asked():
+    run = stream(logprobs=False, max_tokens=4)
+    assert all(piece.logprobs == () for piece in run)
+    assert run.result().logprobs == ()
+    assert len(stream(max_tokens=4).result().logprobs) == 4
 
 
 def test_without_a_tokenizer_ids_are_generated_and_text_is_refused():

@@ -103,6 +103,7 @@ class LanguageModel:
         stop: str | Sequence[str] = (),
         stop_tokens: Sequence[int] | None = None,
         prefill_chunk: int = 512,
+        logprobs: bool = False,
         allow_special: bool = False,
         **options: Any,
     ) -> TextStream:
@@ -120,6 +121,7 @@ class LanguageModel:
             stop: texts that end the generation; text, ids and state are as if it was never read.
             stop_tokens: ids that end it; None takes the model's end of text, () none.
             prefill_chunk: tokens of the prompt run at once.
+            logprobs: give the log-probability of every token.
             allow_special: read names of special tokens in the prompt as these tokens.
             options: fields of :class:`~wkv.sampling.SamplingOptions`.
 
@@ -153,6 +155,7 @@ class LanguageModel:
             stop,
             self.stop_tokens if stop_tokens is None else stop_tokens,
             prefill_chunk,
+            logprobs,
         )
         tokenizer = self.tokenizer if self.has_tokenizer else None
         return TextStream(

@@ -196,6 +196,7 @@ def generate(
         max_tokens=None if max_tokens == 0 else max_tokens,
         stop=stops,
         stop_tokens=ends,
+        logprobs=as_json,
         allow_special=allow_special,
     )
     show = _Json() if as_json else _Text(ids=not loaded.has_tokenizer)
