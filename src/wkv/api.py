@@ -102,7 +102,7 @@ class LanguageModel:
         max_tokens: int | None = 256,
         stop: str | Sequence[str] = (),
         stop_tokens: Sequence[int] | None = None,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = 256,
         logprobs: bool = False,
         allow_special: bool = False,
         **options: Any,

@@ -40,7 +40,7 @@ class GenerationOptions:
     max_tokens: int | None = 256
     stop: Sequence[str] = ()
     stop_tokens: Sequence[int] = ()
-    prefill_chunk: int = 512
+    prefill_chunk: int = 256
     logprobs: bool = False
 
     def __post_init__(self) -> None:

@@ -263,6 +263,16 @@ def test_a_damaged_vocabulary_is_refused_and_never_executed(tmp_path, monkeypatc
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_panic_of_the_encoding_library_is_a_typed_error(world, tmp_path):
+    """pyrwkv-tokenizer panics, which is no Exception, where the file is gone."""
+    path = tmp_path / "rwkv_vocab_v20230424.txt"
+    path.write_bytes(world.path.read_bytes())
+    damaged = WorldTokenizer(path)
+    path.unlink()
+    with pytest.raises(TokenizerError, match="damaged vocabulary"):
+        damaged.encode("a")
+
+
 # --- finding --------------------------------------------------------------------------------
 
 
