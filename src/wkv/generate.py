@@ -186,7 +186,7 @@ class Continuation:
     def pending(self) -> list[int]:
         """The tokens to run next."""
         if self.in_prompt:
-            return self._prompt[self._consumed :][: self.options.prefill_chunk]
+            return self._prompt[self._consumed : self._consumed + self.options.prefill_chunk]
         return [] if self._next is None else [self._next]
 
     @property
