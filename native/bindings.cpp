@@ -68,17 +68,21 @@ wkv::Inputs inputs(const ConstArray& k, const ConstArray& v, const ConstArray& d
     if (!rises)
         throw std::invalid_argument("starts must rise from 0 to " + std::to_string(tokens) +
                                     " tokens without decreasing");
+    const wkv::DType dtype = dtype_of(k.dtype());
     check("v", v, {tokens, channels}, k.dtype());
     check("decay", decay, {channels}, wide(k));
     check("first", first, {channels}, wide(k));
     check("num", num, {rows, channels}, wide(k));
     check("den", den, {rows, channels}, wide(k));
     check("max", max, {rows, channels}, wide(k));
-    return {dtype_of(k.dtype()), rows, tokens, channels, starts.data(), k.data(), v.data(),
+    return {dtype, rows, tokens, channels, starts.data(), k.data(), v.data(),
             decay.data(), first.data(), num.data(), den.data(), max.data()};
 }
 
 int64_t segments(const wkv::Inputs& in) { return (in.tokens + wkv::kSegment - 1) / wkv::kSegment; }
+
+// An array that is used where it lies: a copy would swallow what is written into it.
+auto whole(const char* name) { return nb::arg(name).noconvert(); }
 
 void bind_wkv(nb::module_& m) {
     using namespace nb::literals;
@@ -94,15 +98,16 @@ void bind_wkv(nb::module_& m) {
             check("num_out", num_out, {in.rows, in.channels}, wide(k));
             check("den_out", den_out, {in.rows, in.channels}, wide(k));
             check("max_out", max_out, {in.rows, in.channels}, wide(k));
-            check("checkpoints", checkpoints, {segments(in), 3, in.channels}, wide(k));
+            check("checkpoints", checkpoints, {segments(in), 4, in.channels}, wide(k));
             nb::gil_scoped_release release;
             wkv::wkv_forward(in,
                              {y.data(), num_out.data(), den_out.data(), max_out.data(),
                               checkpoints.data()},
                              threads);
         },
-        "k"_a, "v"_a, "decay"_a, "first"_a, "num"_a, "den"_a, "max"_a, "starts"_a, "y"_a,
-        "num_out"_a, "den_out"_a, "max_out"_a, "checkpoints"_a, "threads"_a);
+        whole("k"), whole("v"), whole("decay"), whole("first"), whole("num"), whole("den"),
+        whole("max"), whole("starts"), whole("y"), whole("num_out"), whole("den_out"),
+        whole("max_out"), whole("checkpoints"), "threads"_a);
 
     m.def(
         "wkv_backward",
@@ -113,7 +118,7 @@ void bind_wkv(nb::module_& m) {
            Array grad_max, int threads) {
             const wkv::Inputs in = inputs(k, v, decay, first, num, den, max, starts);
             const auto w = wide(k);
-            check("checkpoints", checkpoints, {segments(in), 3, in.channels}, w);
+            check("checkpoints", checkpoints, {segments(in), 4, in.channels}, w);
             check("grad_y", grad_y, {in.tokens, in.channels}, k.dtype());
             check("grad_num_out", grad_num_out, {in.rows, in.channels}, w);
             check("grad_den_out", grad_den_out, {in.rows, in.channels}, w);
@@ -133,9 +138,11 @@ void bind_wkv(nb::module_& m) {
                                grad_num.data(), grad_den.data(), grad_max.data()},
                               threads);
         },
-        "k"_a, "v"_a, "decay"_a, "first"_a, "num"_a, "den"_a, "max"_a, "starts"_a, "checkpoints"_a,
-        "grad_y"_a, "grad_num_out"_a, "grad_den_out"_a, "grad_max_out"_a, "grad_k"_a, "grad_v"_a,
-        "grad_decay"_a, "grad_first"_a, "grad_num"_a, "grad_den"_a, "grad_max"_a, "threads"_a);
+        whole("k"), whole("v"), whole("decay"), whole("first"), whole("num"), whole("den"),
+        whole("max"), whole("starts"), whole("checkpoints"), whole("grad_y"),
+        whole("grad_num_out"), whole("grad_den_out"), whole("grad_max_out"), whole("grad_k"),
+        whole("grad_v"), whole("grad_decay"), whole("grad_first"), whole("grad_num"),
+        whole("grad_den"), whole("grad_max"), "threads"_a);
 
     m.def("instruction_sets", &wkv::instruction_sets,
           "Those this processor can run, best last.");

@@ -11,6 +11,7 @@
 #endif
 
 #define WKV_INLINE inline __attribute__((always_inline))
+#define WKV_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace wkv::WKV_ISA {
 
@@ -52,10 +53,10 @@ WKV_INLINE vf exp_nonpositive(vf x) {
     const vf n = t - 12583039.0f;
     vf r = x - n * 0.693359375f;
     r = r - n * -2.12194440e-4f;
-    vf y = r * 1.3888889e-3f + 8.3333333e-3f;  // Taylor: the remainder r^7/7! is under 2^-23
-    y = y * r + 4.1666667e-2f;
-    y = y * r + 1.6666667e-1f;
-    y = y * r + 0.5f;
+    vf y = r * 1.3814539e-3f + 8.3687454e-3f;  // minimax for (e^r − 1 − r)/r²: 3e-9 of e^r
+    y = y * r + 4.1668389e-2f;
+    y = y * r + 1.6666521e-1f;
+    y = y * r + 4.9999994e-1f;
     y = y * r + 1.0f;
     y = y * r + 1.0f;
     return y * bits<vf>(bits<vi>(t) << 23);

@@ -33,7 +33,7 @@ struct Inputs {
 struct Outputs {
     void* y;                   // [tokens, channels] dtype
     void *num, *den, *max;     // [rows, channels] wide
-    void* checkpoints;         // [⌈tokens / kSegment⌉, 3, channels] wide: (a, b, p) before token 64·i
+    void* checkpoints;         // [⌈tokens / kSegment⌉, 4, channels] wide: the state before token 64·i
 };
 
 // Gradients of a loss; the running maximum's goes to the key or initial maximum that attains it.

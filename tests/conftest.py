@@ -47,3 +47,13 @@ def square_config():
     from wkv.config import ModelConfig
 
     return ModelConfig(vocab_size=97, hidden_size=32, num_hidden_layers=3, rescale_every=2)
+
+
+@pytest.fixture
+def fake_hub(tmp_path, monkeypatch):
+    """A model hub on this machine, to which the Hub libraries of this process are connected."""
+    from tests.oracles import fake_hub
+
+    with fake_hub.FakeHub().serve() as hub:
+        fake_hub.connect(hub, tmp_path / "hf_home", monkeypatch)
+        yield hub

@@ -200,6 +200,20 @@ def test_the_lowest_maximum_does_what_section_5_says():
         assert np.isinf(np.float16(lowest))
 
 
+def test_a_small_step_added_often_is_off_by_a_thousandth_and_a_multiple_is_not():
+    w = -np.exp(np.float32(-5))
+    errors = {"steps": 0.0, "multiple": 0.0}
+    for start in np.linspace(0.1, 8, 40, dtype=np.float32):
+        p = start
+        for n in range(1, 4097):
+            p = p + w
+            true = float(start) + n * float(w)
+            errors["steps"] = max(errors["steps"], abs(p - true))
+            errors["multiple"] = max(errors["multiple"], abs(start + np.float32(n) * w - true))
+    assert 0.5e-3 < errors["steps"] < 2e-3
+    assert errors["multiple"] < 5e-6
+
+
 def test_the_backward_recurrence_gives_the_gradients_of_every_input_and_of_the_final_state():
     inputs = [x.requires_grad_() for x in sequence()]
     k, v, w, u, a, b, p = inputs

@@ -24,6 +24,8 @@ LAYERS = (
     "engine",
     "sampling",
     "generate",
+    "embedding",
+    "hub",
     "api",
     "data",
     "train",

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wkv.errors import ConfigError, NonFiniteError, ShapeError
-from wkv.sampling import SamplingOptions, TokenCounts, adjust, candidates, log_softmax, sample
+from wkv.sampling import (
+    SamplingOptions,
+    TokenCounts,
+    adjust,
+    candidates,
+    log_probability,
+    log_softmax,
+    sample,
+)
 
 V = 1200
 
@@ -276,6 +284,7 @@ def test_log_softmax_is_the_logarithm_of_the_probabilities():
     got = log_softmax(logits)
     assert got[4] == -np.inf
     np.testing.assert_allclose(np.delete(got, 4), np.delete(want, 4), atol=1e-5)
+    assert log_probability(logits, 9) == pytest.approx(want[9], abs=1e-5)
 
 
 # --- refusals -------------------------------------------------------------------------------

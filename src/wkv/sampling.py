@@ -244,8 +244,18 @@ def sample(
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Natural log-probabilities of logits [V], float32."""
     logits = _checked(logits)
+    return logits - np.float32(_log_sum(logits))
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """The natural log-probability of one token under logits [V]."""
+    logits = _checked(logits)
+    return float(logits[token]) - _log_sum(logits)
+
+
+def _log_sum(logits: np.ndarray) -> float:
     top = logits.max()
-    return logits - (top + np.log(np.exp(logits - top).sum(dtype=np.float64))).astype(np.float32)
+    return float(top) + math.log(np.exp(logits - top).sum(dtype=np.float64))
 
 
 def _survivors(
@@ -312,22 +322,25 @@ def _top_k(logits: np.ndarray, options: SamplingOptions) -> np.ndarray | None:
 def _top_p(logits: np.ndarray, options: SamplingOptions) -> np.ndarray | None:
     if options.top_p >= 1:
         return None
-    p = np.exp(logits - logits.max())
-    goal = options.top_p * float(p.sum(dtype=np.float64))
-    for size in _sizes(len(p)):
-        head = np.partition(p, -size)[-size:] if size < len(p) else p
-        ordered = np.sort(head)[::-1]
-        sums = ordered.cumsum(dtype=np.float64)
-        if sums[-1] >= goal:
+    p = np.exp(logits - logits.max())  # the largest is 1
+    goal = options.top_p * float(p.sum())
+    # Sorting the whole vocabulary is slow: sort what is above a floor, and lower that only while
+    # the sum above it falls short.
+    for floor in (2**-6, 2**-12, 2**-18, 0.0):
+        keep = np.flatnonzero(p >= floor)
+        head = p[keep]
+        if head.sum() >= goal:
             break
+    ordered = np.sort(head)[::-1]
+    sums = ordered.cumsum(dtype=np.float64)
     last = min(int(sums.searchsorted(goal)), len(ordered) - 1)
-    return np.flatnonzero(p >= ordered[last])
+    return keep[head >= ordered[last]]
 
 
 def _min_p(logits: np.ndarray, options: SamplingOptions) -> np.ndarray | None:
     if options.min_p <= 0:
         return None
-    return np.flatnonzero(np.exp(logits - logits.max()) >= options.min_p)
+    return np.flatnonzero(logits >= logits.max() + np.float32(math.log(options.min_p)))
 
 
 def _typical(logits: np.ndarray, options: SamplingOptions) -> np.ndarray | None:
@@ -337,19 +350,14 @@ def _typical(logits: np.ndarray, options: SamplingOptions) -> np.ndarray | None:
     p = np.exp(log_p)
     entropy = -np.dot(p, np.where(p > 0, log_p, 0))
     distance = np.abs(-log_p - entropy)
-    for size in _sizes(len(p)):
-        head = np.argpartition(distance, size - 1)[:size] if size < len(p) else np.arange(len(p))
-        order = head[distance[head].argsort()]
-        sums = p[order].cumsum(dtype=np.float64)
-        if sums[-1] >= options.typical_p:
+    for size in (*(n for n in (512, 8192) if n < len(p)), len(p)):
+        head = np.argpartition(distance, size - 1)[:size]
+        if p[head].sum() >= options.typical_p:
             break
+    order = head[distance[head].argsort()]
+    sums = p[order].cumsum(dtype=np.float64)
     last = min(int(sums.searchsorted(options.typical_p)), len(order) - 1)
     return np.flatnonzero(distance <= distance[order[last]])
-
-
-def _sizes(whole: int) -> tuple[int, ...]:
-    """How many of the best to sort: a few hundred mostly hold the mass that is asked for."""
-    return (*(n for n in (512, 8192) if n < whole), whole)
 
 
 def _checked(logits: np.ndarray) -> np.ndarray:

@@ -174,6 +174,18 @@ def test_tokens_of_the_file_s_post_processor_are_not_added(bpe_file, tmp_path):
     assert changed.encode("The lazy dog") == BpeTokenizer(bpe_file).encode("The lazy dog")
 
 
+def test_bytes_survive_a_normaliser_that_changes_text(bpe_file, tmp_path):
+    from tokenizers import Tokenizer as Library
+    from tokenizers import normalizers
+
+    library = Library.from_file(str(bpe_file))
+    library.normalizer = normalizers.NFC()
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = BpeTokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("e\u0301")) == "é"
+    assert tokenizer.decode(tokenizer.encode_bytes("e\u0301".encode())) == "e\u0301"
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 3}', "\x00", "[" * 5000])
 def test_a_damaged_tokenizer_file_is_named(tmp_path, content):
     path = tmp_path / "tokenizer.json"
@@ -249,6 +261,16 @@ def test_a_damaged_vocabulary_is_refused_and_never_executed(tmp_path, monkeypatc
     with pytest.raises(TokenizerError, match=r"rwkv_vocab_v20230424\.txt: damaged"):
         WorldTokenizer(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_panic_of_the_encoding_library_is_a_typed_error(world, tmp_path):
+    """pyrwkv-tokenizer panics, which is no Exception, where the file is gone."""
+    path = tmp_path / "rwkv_vocab_v20230424.txt"
+    path.write_bytes(world.path.read_bytes())
+    damaged = WorldTokenizer(path)
+    path.unlink()
+    with pytest.raises(TokenizerError, match="damaged vocabulary"):
+        damaged.encode("a")
 
 
 # --- finding --------------------------------------------------------------------------------

@@ -208,10 +208,13 @@ def write_tokenizer(checkpoint: Checkpoint, folder: Path, wanted: str | Path | N
                 )
         else:
             found = tokenizers.find_tokenizer(source, vocabulary)
-    except TokenizerError as error:
+    except TokenizerError:
         if wanted is not None:
             raise
-        return [f"written without a tokenizer: {error}"]
+        return [
+            f"written without a tokenizer: none in {source} for a vocabulary of {vocabulary}; "
+            "name it with --tokenizer_file (tokenizer=)"
+        ]
     found.save(folder)
     if isinstance(found, tokenizers.ByteTokenizer):
         return []

@@ -104,7 +104,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise CheckpointError(
                 folder / shard, f"is missing, but {found.name} lists it: download it"
             )
-    return [folder / shard for shard in shards], table
+    return [folder / shard for shard in sorted(shards)], table
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -12,20 +12,20 @@ import typer
 
 from ..errors import ConfigError, UnavailableError
 
-NEOX_REPOSITORY = "EleutherAI/gpt-neox-20b"  # whose tokenizer the Pile models use
-
 
 def convert(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SRC]", help="A .pth, safetensors or rwkv.cpp .bin file, or a model folder."
+            metavar="SRC",
+            help="A .pth, safetensors or rwkv.cpp .bin file, a model folder, or a name on the "
+            "Hugging Face Hub.",
         ),
     ] = None,
     destination: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[DST]",
+            metavar="DST",
             help="NAME.pth, NAME.bin (rwkv.cpp) or a folder (Hugging Face): the ending decides.",
         ),
     ] = None,
@@ -62,14 +62,11 @@ def convert(
         bool, typer.Option("--force", "-f", help="Replace what is at the destination.")
     ] = False,
     repo_id: Annotated[
-        str | None,
-        typer.Option(
-            "--repo_id", help="Repository on the Hugging Face Hub to take the model from."
-        ),
+        str | None, typer.Option("--repo_id", help="The Hub's repository to take the model from.")
     ] = None,
     checkpoint_file: Annotated[
         str | None,
-        typer.Option("--checkpoint_file", help="File of the repository (else all of it); or SRC."),
+        typer.Option("--checkpoint_file", help="The file in the repository; without one, SRC."),
     ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output_dir", help="DST as a Hugging Face folder.")
@@ -93,10 +90,12 @@ def convert(
 
     wkv convert rwkv-4-169m rwkv-4-169m-Q5_1.bin --dtype q5_1
     """
+    from .. import hub
     from ..checkpoint import convert as run
     from ..checkpoint import open_checkpoint
-    from ..checkpoint.convert import require_size
+    from ..checkpoint.convert import format_of, require_size
 
+    name = _name(source, repo_id, checkpoint_file)
     if output_dir is not None:
         if destination is not None:
             raise ConfigError("both DST and --output_dir are given: give one")
@@ -105,13 +104,16 @@ def convert(
         destination, format = output_dir, "hf"
     if push_to_hub and not model_name:
         raise ConfigError("--push_to_hub needs --model_name, the repository to upload to")
-    path = _source(source, repo_id, checkpoint_file)
     if destination is None:
         raise ConfigError("no destination: give DST, or --output_dir for a Hugging Face folder")
+    if push_to_hub and (format or format_of(destination)) != "hf":
+        raise ConfigError("--push_to_hub uploads Hugging Face folders: name a folder as DST")
+    published = repo_id or (hub.is_repository_name(name) and not Path(name).exists())
+    path = hub.download(name) if published else Path(name)
     with open_checkpoint(path) as checkpoint:
         if size:
             require_size(checkpoint, size)
-        if repo_id and tokenizer is None:
+        if published and tokenizer is None:
             tokenizer = _published_tokenizer(path, checkpoint.config.vocab_size)
     with _progress() as progress:
         done = run(
@@ -129,50 +131,37 @@ def convert(
     for note in done.notes:
         typer.echo(note, err=True)
     if push_to_hub:
-        if done.format != "hf":
-            raise ConfigError("--push_to_hub uploads Hugging Face folders: name a folder as DST")
         _upload(done.path, str(model_name))
     typer.echo(f"{done.path}: {done.format}, {done.dtype}, {done.nbytes:,} bytes of weights")
 
 
-def _source(source: str | None, repo_id: str | None, checkpoint_file: str | None) -> Path:
+def _name(source: str | None, repo_id: str | None, checkpoint_file: str | None) -> str:
     if source is not None and (repo_id or checkpoint_file):
         raise ConfigError("both SRC and --repo_id or --checkpoint_file are given: give one")
-    if repo_id:
-        return _download(repo_id, checkpoint_file)
-    if source is None and checkpoint_file is None:
+    name = "/".join(part for part in (source, repo_id, checkpoint_file) if part)
+    if not name:
         raise ConfigError("no source: give SRC, or --repo_id and --checkpoint_file")
-    return Path(source or str(checkpoint_file))
-
-
-def _download(repo_id: str, file: str | None) -> Path:
-    """A file of a repository, or its model folder, from the Hub or its cache."""
-    from huggingface_hub import hf_hub_download, snapshot_download
-
-    try:
-        if file:
-            return Path(hf_hub_download(repo_id, file))
-        wanted = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt"]
-        return Path(snapshot_download(repo_id, allow_patterns=wanted))
-    except Exception as error:  # the library's errors, the network's, the cache's
-        raise _hub_error("download", f"{file or 'the model'} of {repo_id}", error) from error
+    return name
 
 
 def _published_tokenizer(path: Path, vocab_size: int) -> str | None:
     """GPT-NeoX's tokenizer for a Pile model that was downloaded without one, if it can be had."""
     from ..config import PILE_VOCAB_SIZE
     from ..errors import TokenizerError
-    from ..tokenizer import find_tokenizer
+    from ..tokenizer import NEOX_REPOSITORIES, find_tokenizer
 
     if vocab_size != PILE_VOCAB_SIZE:
         return None
     try:
         find_tokenizer(path if path.is_dir() else path.parent, vocab_size)
     except TokenizerError:
+        from huggingface_hub import hf_hub_download
+
         try:
-            return str(_download(NEOX_REPOSITORY, "tokenizer.json"))
-        except UnavailableError as error:
-            typer.echo(str(error), err=True)
+            return hf_hub_download(NEOX_REPOSITORIES[0], "tokenizer.json")
+        except Exception as error:  # the library's errors, the network's, the cache's
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            typer.echo(f"no tokenizer from {NEOX_REPOSITORIES[0]}: {reason}", err=True)
     return None
 
 
@@ -183,14 +172,11 @@ def _upload(folder: Path, repo_id: str) -> None:
     try:
         api.create_repo(repo_id, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder)
-    except Exception as error:
-        what = f"{folder}, which is written, to {repo_id}"
-        raise _hub_error("upload", what, error) from error
-
-
-def _hub_error(verb: str, what: str, error: Exception) -> UnavailableError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return UnavailableError(f"cannot {verb} {what}: {reason}")
+    except Exception as error:  # the library's errors, the network's
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UnavailableError(
+            f"{folder} is written, but could not be uploaded to {repo_id}: {reason}"
+        ) from error
 
 
 @contextmanager

@@ -41,10 +41,18 @@ class WorldTokenizer(ByteTable):
         if self._encoder is None:
             with self._lock:  # building takes a good part of a second: once, and only to encode
                 if self._encoder is None:
-                    from pyrwkv_tokenizer import RWKVTokenizer
-
-                    self._encoder = RWKVTokenizer(vocab_filepath=str(self.path))
+                    self._encoder = self._build()
         return list(self._encoder.encode(text))
+
+    def _build(self) -> Any:
+        from pyrwkv_tokenizer import RWKVTokenizer
+
+        try:
+            return RWKVTokenizer(vocab_filepath=str(self.path))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the Rust library is no Exception
+            raise TokenizerError(f"{self.path}: damaged vocabulary: {error}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the vocabulary file."""
