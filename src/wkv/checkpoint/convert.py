@@ -174,22 +174,18 @@ def _write_hf(
     overwrite: bool,
     total: int,
 ) -> tuple[list[Path], list[str]]:
-    with new_folder(
-        destination, overwrite=overwrite, size=total, replaces=replaced_in_folder
-    ) as folder:
-        notes = write_tokenizer(checkpoint, folder, tokenizer)
+    def replaced(name: str) -> bool:
+        return _REPLACED.fullmatch(name) is not None
+
+    with new_folder(destination, overwrite=overwrite, size=total, replaces=replaced) as folder:
+        notes = _write_tokenizer(checkpoint, folder, tokenizer)
         huggingface.write_folder(folder, checkpoint.config, planned, feed, max_shard_size)
         names = sorted(p.name for p in folder.iterdir())
     return [destination / name for name in names], notes
 
 
-def replaced_in_folder(name: str) -> bool:
-    """Whether a file belongs to the model that a folder holds, and goes when it is replaced."""
-    return _REPLACED.fullmatch(name) is not None
-
-
-def write_tokenizer(checkpoint: Checkpoint, folder: Path, wanted: str | Path | None) -> list[str]:
-    """Write the tokenizer's files; returns what is to be said where there is none."""
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path, wanted: str | Path | None) -> list[str]:
+    """The tokenizer's files; what is to be said where there is none."""
     vocabulary = checkpoint.config.vocab_size
     source = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     if wanted is None and checkpoint.format == "hf":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from .. import _native
 from ..errors import ConfigError
 from .checkpoint import Checkpoint
 from .names import split_block
-from .tensors import CHUNK, read_rows
+from .tensors import CHUNK, StoredTensor, read
 
 FORMATS = ("f32", "bf16", "q8", "q4")
 _ROWS = 16  # rows of a panel, times lanes
@@ -67,9 +68,19 @@ def pack_chunks(
     step = max(1, CHUNK // cols // (_ROWS * lanes)) * _ROWS * lanes
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        source = read_rows(tensor, start, stop, "float32")
+        source = read(_rows(tensor, start, stop), "float32")
         yield _native.pack(np.ascontiguousarray(source), format, lanes, importance, threads)
         tensor.release(start, stop)
+
+
+def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
+    """Some rows of a matrix as a tensor."""
+    return replace(
+        tensor,
+        shape=(stop - start, tensor.columns),
+        rows=lambda a, b: tensor.rows(start + a, start + b),
+        release=lambda a, b: None,
+    )
 
 
 def pack_matrix(checkpoint: Checkpoint, name: str, format: str, *, threads: int) -> PackedMatrix:

@@ -23,7 +23,7 @@ from ..state import Fingerprint
 from . import huggingface
 from .atomic import new_folder
 from .checkpoint import Checkpoint, open_checkpoint
-from .convert import replaced_in_folder, write_tokenizer
+from .convert import _REPLACED, _write_tokenizer
 from .names import expected_tensors, from_hf, to_hf
 from .packed import (
     FORMATS,
@@ -162,10 +162,8 @@ def quantize(
                 raise ConfigError(f"{name!r} is not a matrix of {source}: they are {known}")
         header, sizes = _header(shapes, format, exceptions)
         total = len(header) + sum(sizes.values())
-        with new_folder(
-            destination, overwrite=overwrite, size=total, replaces=replaced_in_folder
-        ) as folder:
-            notes = write_tokenizer(checkpoint, folder, None)
+        with new_folder(destination, overwrite=overwrite, size=total, replaces=_replaced) as folder:
+            notes = _write_tokenizer(checkpoint, folder, None)
             done = 0
             with (folder / WEIGHTS).open("xb") as out:
                 out.write(header)
@@ -183,6 +181,10 @@ def quantize(
             _write_config(folder, config, format, exceptions)
     weights = sum(int(np.prod(s)) for s in shapes.values())
     return Quantization(destination, format, total, 8 * sum(sizes.values()) / weights, notes)
+
+
+def _replaced(name: str) -> bool:
+    return _REPLACED.fullmatch(name) is not None
 
 
 def packed_size(name: str, shape: tuple[int, ...], format: str) -> int:
@@ -262,6 +264,7 @@ def open_quantized(path: str | Path) -> Quantized:
         raise CheckpointError(file, "is missing: quantize again, or copy the whole folder")
     mapping = FileMapping(file)
     tensors, _ = read_safetensors(mapping)
+    starts = _starts(mapping)
     _check_bounds(folder / "config.json", config, len(tensors))
     found = {from_hf(name) or name: tensor for name, tensor in tensors.items()}
     expected = {
@@ -282,11 +285,11 @@ def open_quantized(path: str | Path) -> Quantized:
         if is_matrix(shape):
             panels = -(-shape[0] // (16 * lanes_of(name)))
             _expect(file, name, tensor, "U8", (panels, size // panels))
-            data = _bytes(mapping, tensor, name, size)
+            data = _bytes(mapping, starts[tensor.name], name, size)
             matrices[name] = PackedMatrix(data, kind, shape[0], shape[1], lanes_of(name))
         else:
             _expect(file, name, tensor, "float32", shape)
-            vector = _bytes(mapping, tensor, name, size).view(np.float32)
+            vector = _bytes(mapping, starts[tensor.name], name, size).view(np.float32)
             if not np.isfinite(vector).all():
                 raise CheckpointError(file, "holds NaN or infinite values", tensor=name)
             vectors[name] = vector
@@ -330,9 +333,15 @@ def _expect(
         )
 
 
-def _bytes(mapping: FileMapping, tensor: StoredTensor, name: str, size: int) -> np.ndarray:
-    start = tensor.offset
-    assert start is not None
+def _starts(mapping: FileMapping) -> dict[str, int]:
+    """Where each tensor begins in a file whose header was checked."""
+    (length,) = struct.unpack("<Q", mapping.read(0, 8))
+    header = json.loads(mapping.read(8, 8 + length))
+    header.pop("__metadata__", None)
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+
+
+def _bytes(mapping: FileMapping, start: int, name: str, size: int) -> np.ndarray:
     if start % 4 != 0:
         raise CheckpointError(
             mapping.path, f"begins at byte {start}, not a multiple of 4", tensor=name

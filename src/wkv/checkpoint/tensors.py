@@ -85,7 +85,6 @@ class StoredTensor:
     shape: tuple[int, ...]
     rows: Callable[[int, int], np.ndarray]
     release: Callable[[int, int], None] = lambda start, stop: None
-    offset: int | None = None  # of its first byte, where the file holds it in one piece
 
     @property
     def row_count(self) -> int:
@@ -144,7 +143,7 @@ def mapped(
     def release(start: int, stop: int) -> None:
         mapping.release(offset + start * step, offset + stop * step)
 
-    return StoredTensor(mapping.path, name, dtype, shape, rows, release, offset)
+    return StoredTensor(mapping.path, name, dtype, shape, rows, release)
 
 
 def is_weight(dtype: str) -> bool:
@@ -161,13 +160,8 @@ def chunks(tensor: StoredTensor, dtype: str) -> Iterator[np.ndarray]:
     step = max(1, CHUNK // tensor.columns)
     for start in range(0, tensor.row_count, step):
         stop = min(start + step, tensor.row_count)
-        yield read_rows(tensor, start, stop, dtype)
+        yield _convert(tensor, tensor.rows(start, stop), dtype)
         tensor.release(start, stop)
-
-
-def read_rows(tensor: StoredTensor, start: int, stop: int, dtype: str) -> np.ndarray:
-    """Some rows in storage form of ``dtype``, [stop − start, columns], checked to be finite."""
-    return _convert(tensor, tensor.rows(start, stop), dtype)
 
 
 def read(tensor: StoredTensor, dtype: str) -> np.ndarray:
