@@ -8,7 +8,7 @@ NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 .PHONY: demo test lint setup build bench clean
 
 demo: .venv/.inference  ## Generate text on the CPU from the model in this repository.
-	$(BIN)/wkv generate --max-tokens 120 --seed 3 "It is a truth universally acknowledged, that"
+	$(BIN)/wkv generate --echo --max-tokens 120 --seed 3 "It is a truth universally acknowledged, that"
 
 test: .venv/.development lint  ## Run the whole suite.
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -106,6 +106,35 @@ def test_padding_changes_no_loss_and_no_gradient(own_model, prompts):
         close(got[name], p.grad)
 
 
+@pytest.mark.parametrize("told", ["position_ids", "cu_seq_lens_q"])
+def test_sequences_packed_by_transformers_collator_do_not_see_each_other(model, prompts, told):
+    from transformers import DataCollatorWithFlattening
+
+    collate = DataCollatorWithFlattening(
+        return_tensors="pt", return_flash_attn_kwargs=told != "position_ids"
+    )
+    batch = collate([{"input_ids": p, "labels": p} for p in prompts])
+    if told != "position_ids":
+        del batch["position_ids"]
+    with torch.no_grad():
+        output = model(**batch, use_cache=True)
+        rows = [model(torch.tensor([p])) for p in prompts]
+    close(output.logits[0], torch.cat([row.logits[0] for row in rows]))
+    close(output.state.num, torch.cat([row.state.num for row in rows]))
+
+
+@torch.no_grad()
+def test_a_long_sequence_has_no_maximum(square_config):
+    model = causal_lm(square_config)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(0, 97, (1, 5000)))
+    whole = model(ids, logits_to_keep=1)
+    state = None
+    for part in ids.split(1234, 1):
+        output = model(part, state=state, logits_to_keep=1)
+        state = output.state
+    close(output.logits, whole.logits)
+
+
 @torch.no_grad()
 def test_a_longer_mask_is_taken_from_its_end(model):
     ids = torch.tensor([TOKENS])
@@ -216,8 +245,15 @@ def test_gradient_checkpointing_changes_no_gradient(square_config):
     plain, saving = causal_lm(square_config).train(), causal_lm(square_config).train()
     saving.gradient_checkpointing_enable()
     assert saving.rwkv.gradient_checkpointing
-    for model in (plain, saving):
+    calls = [0, 0]
+    for i, model in enumerate((plain, saving)):
+
+        def count(*args, i=i):
+            calls[i] += 1
+
+        model.rwkv.blocks[1].register_forward_pre_hook(count)
         model(ids, labels=ids).loss.backward()
+    assert calls == [1, 2]
     for p, q in zip(plain.parameters(), saving.parameters()):
         close(q.grad, p.grad)
 

@@ -1,4 +1,4 @@
-"""What callers of the transformers classes hand over: padded batches, states of any form."""
+"""What callers of the transformers classes hand over: padded or packed rows, states of any form."""
 
 from __future__ import annotations
 
@@ -12,8 +12,20 @@ from ..errors import ShapeError, StateError, UnavailableError
 from ..state import State
 from .configuration import RwkvConfig
 
-# What transformers' tools may pass on that means nothing to a recurrent network.
-MEANINGLESS = ("position_ids", "cache_position", "token_type_ids", "past_key_values")
+# What transformers' tools pass to attention-based models. Some of it says where packed sequences
+# begin (``packed_starts``); the rest means nothing to a recurrent network.
+OF_ATTENTION = (
+    "position_ids",
+    "cu_seq_lens_q",
+    "cu_seq_lens_k",
+    "max_length_q",
+    "max_length_k",
+    "seq_idx",
+    "cache_position",
+    "token_type_ids",
+    "past_key_values",
+    "output_attentions",
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,24 @@ class Padding:
         return F.pad(x[0], (0, 0, 1, 0))[self.source + 1]
 
 
+def packed_starts(kwargs: dict[str, Any], x: torch.Tensor) -> torch.Tensor | None:
+    """Offsets [N+1] of sequences packed into one row, as padding-free collators tell them.
+
+    By ``cu_seq_lens_q``, or by ``position_ids`` that begin anew; None if there is one sequence.
+    """
+    if x.shape[0] != 1:
+        return None
+    starts, positions = kwargs.get("cu_seq_lens_q"), kwargs.get("position_ids")
+    if starts is not None:
+        return starts.to(x.device, torch.long)
+    if positions is None or positions.ndim != 2 or positions.shape[1] != x.shape[1]:
+        return None
+    begins = (positions[0, 1:] <= positions[0, :-1]).nonzero().flatten() + 1
+    if begins.numel() == 0:
+        return None
+    return F.pad(F.pad(begins.to(x.device), (1, 0)), (0, 1), value=x.shape[1])
+
+
 def countable(labels: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Labels [B, T] without those that no real token predicts, or that are no tokens: −100."""
     if mask is None:
@@ -78,12 +108,12 @@ def as_torch_state(
 
 def refuse(kwargs: dict[str, Any]) -> None:
     """Raise on arguments that cannot be honoured or do not exist."""
-    if kwargs.pop("output_attentions", None):
+    if kwargs.get("output_attentions"):
         raise UnavailableError("RWKV has no attention maps: output_attentions cannot be given")
     if kwargs.get("past_key_values") is not None:
         raise UnavailableError(
             "RWKV has no key-value cache: pass what the model remembers as state=outputs.state"
         )
-    unknown = sorted(set(kwargs).difference(MEANINGLESS))
+    unknown = sorted(set(kwargs).difference(OF_ATTENTION))
     if unknown:
         raise TypeError(f"unknown arguments {unknown}: see RwkvModel.forward")

@@ -20,7 +20,7 @@ from ..model.rwkv4 import Attention, Backbone, FeedForward
 from ..state import Fingerprint, State
 from .configuration import RwkvConfig
 from .generation import RwkvGenerationMixin
-from .inputs import MEANINGLESS, Padding, as_torch_state, countable, refuse
+from .inputs import OF_ATTENTION, Padding, as_torch_state, countable, packed_starts, refuse
 
 
 @dataclass
@@ -151,7 +151,9 @@ class RwkvModel(Backbone, RwkvPreTrainedModel):
                 state was given).
             output_hidden_states: return the hidden states between the blocks.
             return_dict: False for a tuple.
-            kwargs: arguments of attention-based models that mean nothing here.
+            kwargs: of attention-based models. Sequences packed into one row without padding are
+                kept apart where ``cu_seq_lens_q`` or ``position_ids`` tell where they begin; the
+                state then has a row for each. The rest means nothing here.
 
         Returns:
             :class:`RwkvOutput`.
@@ -170,7 +172,7 @@ class RwkvModel(Backbone, RwkvPreTrainedModel):
         h, new = self.run(
             padding.pack(x) if padding else x,
             as_torch_state(state, self.config, x.device),
-            starts=padding.starts if padding else None,
+            starts=padding.starts if padding else packed_starts(kwargs, x),
             implementation=self.wkv_implementation,
             hidden_states=inner,
         )
@@ -249,7 +251,7 @@ class RwkvForCausalLM(RwkvPreTrainedModel, RwkvGenerationMixin):
             use_cache,
             output_hidden_states,
             True,
-            **{k: kwargs.pop(k) for k in (*MEANINGLESS, "output_attentions") if k in kwargs},
+            **{k: kwargs.pop(k) for k in OF_ATTENTION if k in kwargs},
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.head(outputs.last_hidden_state[:, keep])
@@ -319,7 +321,7 @@ class RwkvForSequenceClassification(RwkvPreTrainedModel):
             False,
             output_hidden_states,
             True,
-            **{k: kwargs.pop(k) for k in (*MEANINGLESS, "output_attentions") if k in kwargs},
+            **{k: kwargs.pop(k) for k in OF_ATTENTION if k in kwargs},
         )
         logits = self.score(outputs.last_hidden_state[:, -1])  # the last real token of each row
         loss = None

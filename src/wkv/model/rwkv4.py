@@ -209,6 +209,7 @@ class Backbone(nn.Module):
         packing = None if starts is None else Packing.of(starts)
         pasts = self._pasts(state, rows, x)
         new: list[Past] = []
+        device = x.device
         for block, past in zip(self.blocks, pasts):
             if hidden_states is not None:
                 hidden_states.append(x)
@@ -219,7 +220,11 @@ class Backbone(nn.Module):
             else:
                 x, past = block(x, past, packing, implementation)
             new.append(past)
-        fields = {name: torch.stack([getattr(p, name) for p in new], 1) for name in Past._fields}
+        # Blocks may be spread over devices: the state comes together where the tokens came from.
+        fields = {
+            name: torch.stack([getattr(p, name).to(device) for p in new], 1)
+            for name in Past._fields
+        }
         for name in ("att_x", "ffn_x"):
             fields[name] = fields[name].to(fields["num"].dtype)
         fingerprint = state.fingerprint if state is not None else None
