@@ -1,6 +1,6 @@
 #include "engine/simd_avx2.hpp"
 
 #include "engine/kernels.hpp"
-#include "engine/kernels.inl"
+#include "engine/kernels.inc"
 
 WKV_KERNELS(k_avx2, "avx2")
