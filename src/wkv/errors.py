@@ -65,6 +65,9 @@ class CorpusError(WkvError, ValueError):
         self.problem = problem
         super().__init__(f"{path}: {problem}")
 
+    def __reduce__(self) -> tuple[type[CorpusError], tuple[Path, str]]:
+        return type(self), (self.path, self.problem)  # it crosses from worker processes
+
 
 class CancelledError(WkvError, RuntimeError):
     """A forward was stopped because its caller asked for it. Nothing was changed."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, CorpusError
 from .binidx import Binidx
+from .mask import loss_mask
 
 IGNORED = -100  # the label that a loss skips
 
@@ -27,10 +28,19 @@ class Blocks:
         context: T, tokens a block.
         length: items in all; None is one epoch.
         seed: of cutting and order; None is file order from the first token, for evaluation.
+        resets: also return where documents begin, so that none is seen from another: the first
+            token of a document is then no label. A block that begins inside a document begins
+            from the empty state, as in training without boundaries.
     """
 
     def __init__(
-        self, corpus: Binidx, context: int, length: int | None = None, seed: int | None = 0
+        self,
+        corpus: Binidx,
+        context: int,
+        length: int | None = None,
+        seed: int | None = 0,
+        *,
+        resets: bool = False,
     ) -> None:
         if context < 1:
             raise ConfigError(f"context is {context}: a block needs at least 1 token")
@@ -38,7 +48,8 @@ class Blocks:
             raise CorpusError(
                 corpus.path, f"{len(corpus.tokens)} tokens: at least 2 make an input and a label"
             )
-        self._tokens = corpus.tokens
+        self._tokens, self._mask = corpus.tokens, loss_mask(corpus)
+        self._starts = corpus.starts if resets else None
         self.context, self.seed = context, seed
         self._labels = len(corpus.tokens) - 1
         self.per_epoch = -(-self._labels // context)
@@ -49,19 +60,30 @@ class Blocks:
         return self._length
 
     def __getitem__(self, item: int) -> dict[str, np.ndarray]:
-        """``input_ids`` and ``labels`` (the next tokens), int64 [T] each."""
+        """``input_ids`` and ``labels`` (the next tokens), int64 [T]; ``resets``, bool [T]."""
         if not 0 <= item < self._length:
             raise IndexError(f"item {item} of {self._length}")
         epoch, place = divmod(item, self.per_epoch)
         phase, order = self._epoch(epoch)
         start = int(order[place]) * self.context - phase
-        piece = self._tokens[max(start, 0) : min(start + self.context, self._labels) + 1]
+        first = max(start, 0)
+        piece = self._tokens[first : min(start + self.context, self._labels) + 1]
         inputs = np.zeros(self.context, np.int64)
         labels = np.full(self.context, IGNORED, np.int64)
-        at = slice(max(-start, 0), max(-start, 0) + len(piece) - 1)
+        size = len(piece) - 1
+        at = slice(max(-start, 0), max(-start, 0) + size)
         inputs[at] = piece[:-1]
         labels[at] = piece[1:]
-        return {"input_ids": inputs, "labels": labels}
+        if self._mask is not None:
+            labels[at][self._mask[first + 1 : first + size + 1] == 0] = IGNORED
+        block = {"input_ids": inputs, "labels": labels}
+        if self._starts is not None:
+            span = np.searchsorted(self._starts, [first, first + size + 1])
+            begins = np.unique(self._starts[span[0] : span[1]]) - first
+            block["resets"] = resets = np.zeros(self.context, bool)
+            resets[at][begins[begins < size]] = True
+            labels[at][begins[begins > 0] - 1] = IGNORED
+        return block
 
     def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
         """How far before the first token the first block begins, and the order of the blocks."""

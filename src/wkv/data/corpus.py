@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,39 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CorpusError
 from .binidx import Binidx, BinidxWriter
+from .sources import read_records, text_of
 
 
 def read_documents(path: str | Path, field: str = "text") -> Iterator[str]:
-    """The texts of a file: ``field`` of each line of ``.jsonl``, or a whole ``.txt`` file."""
-    path = Path(path)
-    if not path.is_file():
-        raise CorpusError(path, "no such file")
-    try:
-        if path.suffix == ".txt":
-            yield path.read_text(encoding="utf-8")
-            return
-        if path.suffix not in (".jsonl", ".json"):
-            raise CorpusError(path, f"{path.suffix or 'no'} suffix: give .jsonl or .txt")
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _field(path, number, line, field)
-    except UnicodeDecodeError as error:
-        raise CorpusError(path, f"not UTF-8 at byte {error.start}") from None
-
-
-def _field(path: Path, number: int, line: str, field: str) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorpusError(path, f"line {number} is not JSON: {error}") from None
-    text = record.get(field) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        keys = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise CorpusError(path, f"line {number} has no text under {field!r}: it has {keys}")
-    return text
+    """The texts of a source: ``field`` of each record of :func:`read_records`."""
+    for number, record in enumerate(read_records(path), 1):
+        yield text_of(path, number, record, "text" if Path(path).suffix == ".txt" else field)
 
 
 def tokenize(
