@@ -77,7 +77,7 @@ def test_short_documents_share_rows_so_that_little_is_wasted(tmp_path):
     corpus = corpus_of(tmp_path, rng.integers(2, 60, 200).tolist())
     rows = PackedDocuments(corpus, 64)
     places = sum(len(d) - 1 for d in map(corpus.document, range(len(corpus))))
-    assert places / (len(rows) * 64) > 0.97
+    assert places / (len(rows) * 64) > 0.94
 
 
 def test_an_item_depends_on_nothing_but_its_number(tmp_path):

@@ -1,7 +1,8 @@
 """A source of documents → tokenised corpora for training and validation, once and in parallel.
 
-Beside ``NAME.bin``/``NAME.idx`` lie, where a template was used, ``NAME.mask.*`` (uint8: which
-tokens count in the loss), and ``NAME.json``: what the corpus was made from, by which it is known again.
+Beside ``NAME.bin`` and ``NAME.idx`` lie ``NAME.json``, which tells what the corpus was made from
+and whether it can be used again, and, where a template was used, ``NAME.mask.*`` (uint8): which
+tokens count in the loss.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""Rows that hold several documents: the state is reset exactly where a document begins.
+
+The rows of a batch are laid end to end and cut at every beginning; the operator and the token shift
+then run the pieces as separate sequences (``starts`` of :func:`wkv.ops.wkv`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..state import EMPTY_MAX, FIELDS, State
+
+
+def run_rows(
+    model: Callable[..., Any],
+    input_ids: torch.Tensor,
+    state: State | None = None,
+    resets: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, State]:
+    """Logits of a batch whose rows may hold several documents.
+
+    Args:
+        model: a :class:`~wkv.model.rwkv4.Rwkv4`, or anything that wraps one.
+        input_ids: [B, T].
+        state: B rows (torch tensors) to go on from; None is the empty state.
+        resets: bool [B, T], true where a document begins: nothing before it, neither in the row
+            nor in ``state``, is seen from there. None is no such place.
+
+    Returns:
+        Logits [B, T, V] and the state after each row's last token. Gradients pass through both.
+    """
+    if resets is None or not bool(resets.any()):
+        return model(input_ids, state)
+    rows, length = input_ids.shape
+    begins = resets.clone()
+    begins[:, 0] = True
+    heads = begins.flatten().nonzero().squeeze(1)  # [N] where each piece begins
+    starts = torch.cat([heads, heads.new_tensor([rows * length])])
+    first = torch.searchsorted(heads, torch.arange(rows, device=heads.device) * length)  # [B]
+    last = torch.cat([first[1:], first.new_tensor([len(heads)])]) - 1  # [B] each row's last piece
+    pieces = None
+    if state is not None:
+        goes_on = ~resets[:, 0]
+        pieces = State(
+            **{
+                name: _empty(field, len(heads), name).index_copy(0, first[goes_on], field[goes_on])
+                for name, field in state.fields().items()
+            }
+        )
+    logits, final = model(input_ids.reshape(1, -1), pieces, starts=starts)
+    kept = State(**{name: getattr(final, name)[last] for name in FIELDS})
+    return logits.view(rows, length, -1), kept
+
+
+def _empty(field: torch.Tensor, rows: int, name: str) -> torch.Tensor:
+    fill = EMPTY_MAX if name == "max" else 0.0
+    return field.new_full((rows, *field.shape[1:]), fill)
