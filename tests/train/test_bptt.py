@@ -3,6 +3,7 @@ import torch
 
 from tests.oracles.models import random_weights, torch_model
 from wkv.config import ModelConfig
+from wkv.hf import RwkvConfig, RwkvForCausalLM
 from wkv.state import FIELDS, State
 from wkv.train.bptt import chunked_backward
 from wkv.train.rows import run_rows
@@ -11,7 +12,9 @@ CONFIG = ModelConfig(vocab_size=23, hidden_size=16, num_hidden_layers=2, attenti
 
 
 def model_of(dtype):
-    return torch_model(CONFIG, random_weights(CONFIG)).to(dtype)
+    model = RwkvForCausalLM(RwkvConfig.of(CONFIG))
+    model.load_state_dict(torch_model(CONFIG, random_weights(CONFIG)).state_dict())
+    return model.to(dtype)
 
 
 def loss_of(logits, labels):
@@ -34,7 +37,8 @@ def state_of(dtype, rows=2):
     """What some text leaves behind, as a leaf with gradients."""
     g = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        _, state = model_of(dtype)(torch.randint(0, 23, (rows, 9), generator=g))
+        ids = torch.randint(0, 23, (rows, 9), generator=g)
+        state = model_of(dtype)(ids, use_cache=True).state
     return State(**{n: x.requires_grad_() for n, x in state.fields().items()})
 
 
@@ -56,15 +60,18 @@ def test_chunked_gradients_equal_the_unchunked_ones(dtype, tolerance, chunk, pac
     expected = gradients(model)
     total = chunked_backward(model, ids, labels, loss_of, chunk, resets=resets)
     assert total.item() == pytest.approx(whole.item(), rel=1e-6)
-    for got, want in zip(gradients(model), expected, strict=True):
-        assert (got - want).abs().max() <= tolerance * want.abs().max()
+    for (name, _), got, want in zip(model.named_parameters(), gradients(model), expected):
+        # Decay and bonus are used, and get their gradients, in float32 whatever the model's dtype.
+        wide = not name.endswith(("time_decay", "time_first"))
+        bound = tolerance if wide else max(tolerance, 1e-6)
+        assert (got - want).abs().max() <= bound * want.abs().max()
 
 
 def test_gradients_reach_the_initial_state_through_every_chunk():
     model = model_of(torch.float64)
     ids, labels, _ = batch(20)
     state = state_of(torch.float64)
-    loss_of(model(ids, state)[0], labels).backward()
+    loss_of(run_rows(model, ids, state)[0], labels).backward()
     expected = {n: x.grad.clone() for n, x in state.fields().items()}
     for x in state.fields().values():
         x.grad = None
@@ -82,13 +89,13 @@ def test_truncation_cuts_the_gradient_at_the_seams_and_carries_the_state():
     got = gradients(model)
     state = None
     for begin in (0, 8, 16):
-        logits, state = model(ids[:, begin : begin + 8], state)
+        logits, state = run_rows(model, ids[:, begin : begin + 8], state)
         loss_of(logits, labels[:, begin : begin + 8]).backward()
         state = state.detach()
     expected = gradients(model)
     for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b)
-    loss_of(model(ids)[0], labels).backward()
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    loss_of(model(ids).logits, labels).backward()
     whole = gradients(model)
     assert max((a - b).abs().max() / b.abs().max() for a, b in zip(got, whole)) > 1e-3
 

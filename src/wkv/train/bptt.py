@@ -39,7 +39,7 @@ def chunked_backward(
     """Add the gradient of a batch's loss to the parameters' ``grad``, chunk by chunk.
 
     Args:
-        model: a :class:`~wkv.model.rwkv4.Rwkv4`, or anything that wraps one.
+        model: a :class:`~wkv.hf.RwkvForCausalLM`, or anything that wraps one.
         input_ids: [B, T].
         labels: [B, T].
         loss_of: logits and labels of a chunk → its share of the loss (the shares are summed).

@@ -14,11 +14,8 @@ from .l2wrap import l2wrap
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each place in nats, float32 [B, T]; 0 where the label does not count."""
-    flat = F.cross_entropy(
-        logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view(labels.shape)
+    """Cross-entropy of each place in nats [B, T]; 0 where the label does not count."""
+    return _cross_entropy(logits, labels, "none").view(labels.shape)
 
 
 def step_loss(
@@ -35,6 +32,12 @@ def step_loss(
         count: labels that count in the whole step.
         pull: L2Wrap's factor; it acts at the places that count, divided by ``count`` too.
     """
-    flat = logits.float().flatten(0, -2)
-    loss = F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORED, reduction="sum") / count
+    loss = _cross_entropy(logits, labels, "sum") / count
     return l2wrap(loss, logits, pull, count=count, where=labels != IGNORED)
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str) -> torch.Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(
+        wide.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction=reduction
+    )

@@ -23,7 +23,7 @@ def run_rows(
     """Logits of a batch whose rows may hold several documents.
 
     Args:
-        model: a :class:`~wkv.model.rwkv4.Rwkv4`, or anything that wraps one.
+        model: a :class:`~wkv.hf.RwkvForCausalLM`, or anything that wraps one.
         input_ids: [B, T].
         state: B rows (torch tensors) to go on from; None is the empty state.
         resets: bool [B, T], true where a document begins: nothing before it, neither in the row
@@ -33,7 +33,8 @@ def run_rows(
         Logits [B, T, V] and the state after each row's last token. Gradients pass through both.
     """
     if resets is None or not bool(resets.any()):
-        return model(input_ids, state)
+        out = model(input_ids=input_ids, state=state, use_cache=True)
+        return out.logits, out.state
     rows, length = input_ids.shape
     begins = resets.clone()
     begins[:, 0] = True
@@ -50,9 +51,9 @@ def run_rows(
                 for name, field in state.fields().items()
             }
         )
-    logits, final = model(input_ids.reshape(1, -1), pieces, starts=starts)
-    kept = State(**{name: getattr(final, name)[last] for name in FIELDS})
-    return logits.view(rows, length, -1), kept
+    out = model(input_ids=input_ids.reshape(1, -1), state=pieces, cu_seq_lens_q=starts, use_cache=True)
+    kept = State(**{name: getattr(out.state, name)[last] for name in FIELDS})
+    return out.logits.view(rows, length, -1), kept
 
 
 def _empty(field: torch.Tensor, rows: int, name: str) -> torch.Tensor:
