@@ -47,12 +47,27 @@ def test_a_recipe_survives_the_round_trip_through_plain_values():
         (changed("optimizer", multipliers=3), "optimizer.multipliers is 3"),
         ({**SMALL, "data": {}}, "missing: data.train"),
         ({**SMALL, "data": "c"}, "data is 'c': expected a mapping"),
-        ({}, "missing: model, data, run"),
+        ({}, "missing: data, run"),
+        ({k: v for k, v in SMALL.items() if k != "model"}, "missing: model .* or start"),
+        (changed("data", boundaries="cut"), "data.boundaries is 'cut': choose from stream, reset"),
+        (changed("data", template="vicuna"), "data.template is 'vicuna': choose from raven"),
+        (changed("data", holdout=0.1, validation="v"), "give one of them"),
+        (changed("bptt", chunk=-1), "bptt.chunk is -1"),
+        (changed("tune", method="lora"), "'lora' without start"),
+        ({**changed("tune", dropout=0.1), "bptt": {"chunk": 8}}, "would drop different values"),
+        ({**SMALL, "model": "170m"}, "unknown size '170m': choose from 169m"),
     ],
 )
 def test_a_mistake_is_named(values, problem):
     with pytest.raises(ConfigError, match=problem):
         Recipe.from_dict(values)
+
+
+def test_a_model_is_named_by_its_published_size_with_any_number_changed():
+    plain = Recipe.from_dict({**SMALL, "model": "169m"}).model
+    assert (plain.hidden_size, plain.num_hidden_layers, plain.vocab_size) == (768, 12, 50277)
+    world = Recipe.from_dict({**SMALL, "model": {"size": "430m", "vocab_size": 65536}}).model
+    assert (world.hidden_size, world.vocab_size, world.parameters) == (1024, 65536, 461_647_872)
 
 
 def test_yaml_is_read_and_changed_from_the_command_line(tmp_path):
