@@ -29,6 +29,10 @@ class NonFiniteError(WkvError, ArithmeticError):
     """A model gave NaN or infinity where a number was needed."""
 
 
+class OutOfMemoryError(WkvError, MemoryError):
+    """An allocation failed; the message says which setting to lower."""
+
+
 class TokenizerError(WkvError, ValueError):
     """Text was asked for and no tokenizer is there, or a tokenizer file is damaged."""
 

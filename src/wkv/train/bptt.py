@@ -33,6 +33,7 @@ def chunked_backward(
     resets: torch.Tensor | None = None,
     state: State | None = None,
     state_needs_grad: bool = False,
+    initial: Callable[[int], State] | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     no_sync: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> torch.Tensor:
@@ -49,6 +50,7 @@ def chunked_backward(
         state: B rows to begin from (torch tensors); None is the empty state.
         state_needs_grad: back-propagate into ``state``, which then belongs to a graph (tuning of
             the initial state).
+        initial: see :func:`wkv.train.rows.run_rows`.
         autocast: entered around each forward pass.
         no_sync: entered around every backward pass but the last: gradients are exchanged between
             processes once a call.
@@ -61,9 +63,8 @@ def chunked_backward(
 
     def forward(span: slice, past: State | None) -> tuple[torch.Tensor, State]:
         with autocast():
-            logits, new = run_rows(
-                model, input_ids[:, span], past, None if resets is None else resets[:, span]
-            )
+            begins = None if resets is None else resets[:, span]
+            logits, new = run_rows(model, input_ids[:, span], past, begins, initial)
             return loss_of(logits, labels[:, span]), new
 
     if gradients == "truncated":

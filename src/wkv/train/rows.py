@@ -19,6 +19,7 @@ def run_rows(
     input_ids: torch.Tensor,
     state: State | None = None,
     resets: torch.Tensor | None = None,
+    initial: Callable[[int], State] | None = None,
 ) -> tuple[torch.Tensor, State]:
     """Logits of a batch whose rows may hold several documents.
 
@@ -28,6 +29,8 @@ def run_rows(
         state: B rows (torch tensors) to go on from; None is the empty state.
         resets: bool [B, T], true where a document begins: nothing before it, neither in the row
             nor in ``state``, is seen from there. None is no such place.
+        initial: gives the state that N documents begin from, where that is not the empty one; the
+            model itself must begin from it when it is given none.
 
     Returns:
         Logits [B, T, V] and the state after each row's last token. Gradients pass through both.
@@ -45,9 +48,10 @@ def run_rows(
     pieces = None
     if state is not None:
         goes_on = ~resets[:, 0]
+        fresh = (_empty(state, len(heads)) if initial is None else initial(len(heads))).fields()
         pieces = State(
             **{
-                name: _empty(field, len(heads), name).index_copy(0, first[goes_on], field[goes_on])
+                name: fresh[name].to(field.dtype).index_copy(0, first[goes_on], field[goes_on])
                 for name, field in state.fields().items()
             }
         )
@@ -56,6 +60,10 @@ def run_rows(
     return out.logits.view(rows, length, -1), kept
 
 
-def _empty(field: torch.Tensor, rows: int, name: str) -> torch.Tensor:
-    fill = EMPTY_MAX if name == "max" else 0.0
-    return field.new_full((rows, *field.shape[1:]), fill)
+def _empty(like: State, rows: int) -> State:
+    return State(
+        **{
+            name: x.new_full((rows, *x.shape[1:]), EMPTY_MAX if name == "max" else 0.0)
+            for name, x in like.fields().items()
+        }
+    )
