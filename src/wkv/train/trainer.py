@@ -48,6 +48,7 @@ class RecipeTrainer(CheckpointWriter, Trainer):
 
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    control: Any
 
     def __init__(
         self,
@@ -172,7 +173,7 @@ class RecipeTrainer(CheckpointWriter, Trainer):
         self, model: nn.Module, inputs: dict[str, torch.Tensor], count: Any
     ) -> torch.Tensor:
         model.train()
-        inputs = self._prepare_inputs(inputs)  # type: ignore[assignment]
+        inputs = self._prepare_inputs(inputs)
         return chunked_backward(
             model,
             inputs["input_ids"],

@@ -48,7 +48,7 @@ class StateTuned(nn.Module):
 
     def initial_state(self, rows: int) -> State:
         """The learnt state for so many sequences, with its gradients."""
-        fields = {
+        fields: dict[str, Any] = {
             "att_x": self.att_x,
             "ffn_x": self.ffn_x,
             "num": self.average,
