@@ -55,7 +55,8 @@ def run_rows(
                 for name, field in state.fields().items()
             }
         )
-    out = model(input_ids=input_ids.reshape(1, -1), state=pieces, cu_seq_lens_q=starts, use_cache=True)
+    packed = input_ids.reshape(1, -1)
+    out = model(input_ids=packed, state=pieces, cu_seq_lens_q=starts, use_cache=True)
     kept = State(**{name: getattr(out.state, name)[last] for name in FIELDS})
     return out.logits.view(rows, length, -1), kept
 

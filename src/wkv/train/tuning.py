@@ -61,14 +61,14 @@ class StateTuned(nn.Module):
         self,
         input_ids: torch.Tensor,
         state: State | None = None,
-        starts: torch.Tensor | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
         **options: Any,
     ) -> Any:
         """As the model's, from the learnt state where none is given."""
         if state is None:
-            rows = input_ids.shape[0] if starts is None else starts.numel() - 1
+            rows = input_ids.shape[0] if cu_seq_lens_q is None else len(cu_seq_lens_q) - 1
             state = self.initial_state(rows)
-        return self.model(input_ids=input_ids, state=state, starts=starts, **options)
+        return self.model(input_ids=input_ids, state=state, cu_seq_lens_q=cu_seq_lens_q, **options)
 
     def generate(self, input_ids: torch.Tensor, **options: Any) -> Any:
         """As the model's, from the learnt state."""
