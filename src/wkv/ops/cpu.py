@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from .. import _native as native
 from ..state import EMPTY_MAX
@@ -70,7 +71,7 @@ _INPUTS = (
 )
 def _forward(*inputs: Tensor) -> tuple[Tensor, ...]:
     outputs = _forward_outputs(*inputs)
-    native.wkv_forward(*_arrays(inputs), *outputs, torch.get_num_threads())
+    native.wkv_forward(*_arrays(*inputs, *outputs), torch.get_num_threads())
     return outputs
 
 
@@ -91,7 +92,7 @@ def _forward_outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
 )
 def _backward(*inputs: Tensor) -> tuple[Tensor, ...]:
     outputs = _backward_outputs(*inputs)
-    native.wkv_backward(*_arrays(inputs), *outputs, torch.get_num_threads())
+    native.wkv_backward(*_arrays(*inputs, *outputs), torch.get_num_threads())
     return outputs
 
 
@@ -105,8 +106,9 @@ def _empty(like: Tensor) -> Tensor:
     return like.new_empty(like.shape)
 
 
-def _arrays(tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    return [x.detach().contiguous() for x in tensors]
+def _arrays(*tensors: Tensor) -> list[Any]:
+    """DLPack capsules, which share the tensors' memory and cost less than asking the tensor."""
+    return [to_dlpack(x.detach().contiguous()) for x in tensors]
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
