@@ -18,7 +18,7 @@ from wkv.checkpoint import open_checkpoint
 from wkv.checkpoint.packed import FORMATS, is_matrix, pack_matrix
 from wkv.checkpoint.quantized import open_quantized, quantization_of, quantize
 from wkv.config import ModelConfig
-from wkv.engine.native import load_native
+from wkv.engine.native import load_format
 from wkv.errors import CheckpointError, ConfigError, WkvError
 
 
@@ -53,7 +53,7 @@ def copy_of(folder, tmp_path):
 
 
 def test_a_mapped_folder_runs_bit_for_bit_as_packing_at_load(source, folder):
-    packed, fresh = load_native(folder), load_native(source, format=folder.name)
+    packed, fresh = load_format(folder), load_format(source, format=folder.name)
     batch = [[1, 2, 3, 4, 5], [7], [9, 8]]
     a, state_a = packed.forward(batch, logits="all")
     b, _ = fresh.forward(batch, logits="all")
@@ -127,7 +127,7 @@ def test_exceptions_keep_their_own_format(source, tmp_path):
     assert opened.matrices["head.weight"].format == "q8"
     assert opened.matrices["blocks.1.ffn.value.weight"].format == "f32"
     assert opened.matrices["blocks.0.ffn.value.weight"].format == "q4"
-    logits, _ = load_native(tmp_path / "mixed").forward([[1, 2, 3]])
+    logits, _ = load_format(tmp_path / "mixed").forward([[1, 2, 3]])
     assert np.isfinite(logits).all()
 
 
@@ -141,8 +141,8 @@ def test_tied_embeddings_are_stored_once(tmp_path):
     quantize(source, tmp_path / "q", format="f32")
     header, _, _ = header_of(tmp_path / "q" / "model.safetensors")
     assert "head.weight" not in header
-    a, _ = load_native(tmp_path / "q").forward([[1, 2]])
-    b, _ = load_native(source).forward([[1, 2]])
+    a, _ = load_format(tmp_path / "q").forward([[1, 2]])
+    b, _ = load_format(source).forward([[1, 2]])
     assert np.array_equal(a, b)
 
 
@@ -162,7 +162,7 @@ def test_what_is_at_the_destination_stays_unless_overwritten(source, tmp_path):
     assert [f.name for f in there.iterdir()] == ["notes.txt"]
     quantize(source, there, overwrite=True)
     assert (there / "notes.txt").read_text() == "mine"
-    load_native(there)
+    load_format(there)
 
 
 def test_a_failure_leaves_nothing_behind(source, tmp_path):
@@ -183,7 +183,7 @@ def test_unknown_choices_are_refused(source, folder, tmp_path):
     with pytest.raises(ConfigError, match="packed already"):
         quantize(folder, tmp_path / "q")
     with pytest.raises(ConfigError, match="packed as"):
-        load_native(folder, format="q4" if folder.name != "q4" else "q8")
+        load_format(folder, format="q4" if folder.name != "q4" else "q8")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_damaged_bytes_give_a_typed_error_or_a_model(small, edits, in_header):
     (folder / "model.safetensors").write_bytes(changed)
     try:
         with contextlib.suppress(WkvError):
-            load_native(folder, threads=1).forward([[1, 2]])
+            load_format(folder, threads=1).forward([[1, 2]])
     finally:
         (folder / "model.safetensors").write_bytes(blob)
 
@@ -323,6 +323,6 @@ def test_unaligned_by_a_few_words_still_runs(folder, tmp_path):
     text += b" " * (-(8 + len(text)) % 64 + 4)
     file.write_bytes(struct.pack("<Q", len(text)) + text + blob[data:])
     for isa in _native.engine_instruction_sets():
-        a, _ = load_native(copy, instruction_set=isa).forward([[1, 2, 3]], logits="all")
-        b, _ = load_native(folder, instruction_set=isa).forward([[1, 2, 3]], logits="all")
+        a, _ = load_format(copy, instruction_set=isa).forward([[1, 2, 3]], logits="all")
+        b, _ = load_format(folder, instruction_set=isa).forward([[1, 2, 3]], logits="all")
         assert np.array_equal(a, b)

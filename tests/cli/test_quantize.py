@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from tests.engine.conftest import write_checkpoint
 from wkv.cli.quantize import quantize
 from wkv.config import ModelConfig
-from wkv.engine.native import load_native
+from wkv.engine.native import load_format
 from wkv.errors import ConfigError
 
 app = typer.Typer()
@@ -30,7 +30,7 @@ def test_it_writes_a_folder_that_runs(source, tmp_path):
     done = run(source, tmp_path / "q", "--format", "q8")
     assert done.exit_code == 0, done.output
     assert "q8" in done.output
-    assert load_native(tmp_path / "q").format == "q8"
+    assert load_format(tmp_path / "q").format == "q8"
 
 
 def test_eval_prints_perplexity_before_and_after(source, tmp_path):
@@ -46,7 +46,7 @@ def test_eval_prints_perplexity_before_and_after(source, tmp_path):
 def test_keep_gives_a_tensor_its_own_format(source, tmp_path):
     done = run(source, tmp_path / "q", "--keep", "head.weight=f32")
     assert done.exit_code == 0, done.output
-    assert load_native(tmp_path / "q").format == "q4"
+    assert load_format(tmp_path / "q").format == "q4"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.oracles.models import random_weights, torch_model
 from wkv import _native
 from wkv.checkpoint import open_checkpoint
 from wkv.config import ModelConfig
-from wkv.engine.native import Cancel, NativeEngine, load_native
+from wkv.engine.native import Cancel, NativeEngine, load_format, load_native
 from wkv.engine.protocol import Engine
 from wkv.errors import CancelledError, ConfigError, NumericalError, ShapeError, StateError
 from wkv.state import FIELDS, State
@@ -35,7 +35,7 @@ def engines(tiny_folder):
     def get(format="f32", isa=None, threads=2):
         key = (format, isa, threads)
         if key not in made:
-            made[key] = load_native(
+            made[key] = load_format(
                 tiny_folder, format=format, threads=threads, instruction_set=isa
             )
         return made[key]
@@ -102,7 +102,7 @@ def test_quantized_weights_are_the_only_approximation_beside_rounded_inputs(
     tiny_folder, tiny_config, format, isa
 ):
     """Against a float64 model of the *unpacked* weights only the rounding of inputs remains."""
-    engine = load_native(tiny_folder, format=format, threads=1, instruction_set=isa)
+    engine = load_format(tiny_folder, format=format, threads=1, instruction_set=isa)
     weights = {}
     with open_checkpoint(tiny_folder) as checkpoint:
         from wkv.checkpoint.packed import is_matrix, pack_matrix
@@ -232,7 +232,7 @@ def test_states_of_other_models_and_batches_are_refused(engines, square_config, 
 
 
 def test_a_state_of_a_model_trained_apart_is_refused(engines, tmp_path, tiny_config):
-    other = load_native(write_checkpoint(tmp_path, tiny_config, seed=5))
+    other = load_format(write_checkpoint(tmp_path, tiny_config, seed=5))
     _, state = other.forward([[1]])
     with pytest.raises(StateError, match="another model"):
         engines().forward([[1]], state)
@@ -260,8 +260,8 @@ def test_cancelling_stops_between_layers(engines):
 def test_ctrl_c_stops_a_long_prompt(tiny_folder):
     script = f"""
 import os, signal, threading, time
-from wkv.engine.native import load_native
-engine = load_native({str(tiny_folder)!r}, threads=2)
+from wkv.engine.native import load_format
+engine = load_format({str(tiny_folder)!r}, threads=2)
 threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 start = time.time()
 try:
@@ -295,7 +295,7 @@ def test_several_python_threads_share_an_engine(engines):
 
 
 def test_several_engines_run_at_once(tiny_folder):
-    made = [load_native(tiny_folder, format=f, threads=2) for f in FORMATS]
+    made = [load_format(tiny_folder, format=f, threads=2) for f in FORMATS]
     batch = tokens(30, 1)
     expected = [e.forward(batch)[0] for e in made]
     same = []
@@ -315,8 +315,8 @@ def test_several_engines_run_at_once(tiny_folder):
 def test_an_engine_works_in_a_forked_child(tiny_folder):
     script = f"""
 import os, numpy as np
-from wkv.engine.native import load_native
-engine = load_native({str(tiny_folder)!r}, threads=2)
+from wkv.engine.native import load_format
+engine = load_format({str(tiny_folder)!r}, threads=2)
 expected, _ = engine.forward([[1, 2, 3]])
 child = os.fork()
 if child == 0:
@@ -333,8 +333,8 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_loading_and_running_import_no_torch(tiny_folder):
     script = f"""
 import sys
-from wkv.engine.native import load_native
-load_native({str(tiny_folder)!r}, format="q4").forward([[1]])
+from wkv.engine.native import load_format
+load_format({str(tiny_folder)!r}, format="q4").forward([[1]])
 print(sorted({{m.partition(".")[0] for m in sys.modules}} & {{"torch", "transformers"}}))
 """
     done = subprocess.run(
@@ -352,7 +352,7 @@ def test_it_is_an_engine(engines):
 def test_the_format_follows_the_stored_dtype(tmp_path, tiny_config):
     weights = random_weights(tiny_config)
     half = {n: w.astype(np.float16) for n, w in weights.items()}
-    assert load_native(write_checkpoint(tmp_path, tiny_config, half)).format == "bf16"
+    assert load_format(write_checkpoint(tmp_path, tiny_config, half)).format == "bf16"
 
 
 def test_tied_embeddings_share_one_matrix(tmp_path):
@@ -361,7 +361,7 @@ def test_tied_embeddings_share_one_matrix(tmp_path):
     )
     weights = random_weights(config)
     weights["head.weight"] = weights["emb.weight"]
-    engine = load_native(write_checkpoint(tmp_path, config, weights))
+    engine = load_format(write_checkpoint(tmp_path, config, weights))
     logits, _ = engine.forward([[1, 2, 3]], logits="all")
     expected, _ = rwkv_float64.forward(weights, [1, 2, 3])
     np.testing.assert_allclose(logits, expected, atol=1e-4)
@@ -373,4 +373,19 @@ def test_tied_embeddings_share_one_matrix(tmp_path):
 )
 def test_unknown_options_are_refused(tiny_folder, option, value):
     with pytest.raises(ConfigError):
-        load_native(tiny_folder, **{option: value})
+        load_format(tiny_folder, **{option: value})
+
+
+def test_loading_by_dtype_or_quantization(tiny_folder):
+    assert load_native(tiny_folder).format == "f32"
+    assert load_native(tiny_folder, dtype="bfloat16").format == "bf16"
+    assert load_native(tiny_folder, quant="q4", threads=1).threads == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": "float16"}, {"quant": "q5"}, {"dtype": "float32", "quant": "q4"}],
+)
+def test_dtypes_that_the_engine_has_not_are_refused(tiny_folder, options):
+    with pytest.raises(ConfigError):
+        load_native(tiny_folder, **options)

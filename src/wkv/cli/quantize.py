@@ -108,7 +108,7 @@ def _exception(item: str) -> tuple[str, str]:
 def _perplexities(source: Path, packed: Path, text: str, threads: int) -> tuple[float, float, int]:
     """Of the weights as they were (float32 arithmetic) and as they are packed now."""
     from ..checkpoint import open_checkpoint
-    from ..engine.native import load_native
+    from ..engine.native import load_format
     from ..engine.perplexity import perplexity
     from ..tokenizer import find_tokenizer
 
@@ -117,7 +117,7 @@ def _perplexities(source: Path, packed: Path, text: str, threads: int) -> tuple[
         ids = find_tokenizer(beside, checkpoint.config.vocab_size).encode(text)
         found = []
         for model, format in ((checkpoint, "f32"), (packed, None)):
-            engine = load_native(model, format=format, threads=threads)
+            engine = load_format(model, format=format, threads=threads)
             with _bar("evaluating") as advance:
                 found.append(perplexity(engine, ids, progress=advance))
             del engine

@@ -152,7 +152,38 @@ class NativeEngine:
         return [np.ascontiguousarray(fields[name], np.float32) for name in FIELDS]
 
 
+_DTYPES = {"float32": "f32", "bfloat16": "bf16"}
+_QUANTS = ("q8", "q4")
+
+
 def load_native(
+    source: str | Path | Checkpoint | Quantized,
+    *,
+    dtype: str | None = None,
+    quant: str | None = None,
+    threads: int | None = None,
+) -> NativeEngine:
+    """Load a model by the names that :func:`wkv.load` has; see :func:`load_format`.
+
+    Args:
+        source: a packed folder, or anything that :func:`wkv.checkpoint.open_checkpoint` opens.
+        dtype: ``"float32"`` or ``"bfloat16"``; None is the stored one.
+        quant: ``"q8"`` or ``"q4"``, instead of a dtype.
+        threads: by default one for each CPU that this process may use.
+
+    Raises:
+        ConfigError: a dtype that the engine does not have, or a dtype and a quantization.
+    """
+    if dtype is not None and quant is not None:
+        raise ConfigError(f"dtype={dtype!r} and quant={quant!r} are both given: give one")
+    if dtype is not None and dtype not in _DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}: engine 'native' has {', '.join(_DTYPES)}")
+    if quant is not None and quant not in _QUANTS:
+        raise ConfigError(f"quant is {quant!r}: choose from {', '.join(_QUANTS)}")
+    return load_format(source, format=quant or _DTYPES.get(dtype or ""), threads=threads)
+
+
+def load_format(
     source: str | Path | Checkpoint | Quantized,
     *,
     format: str | None = None,
