@@ -42,7 +42,7 @@ std::vector<const Kernels*> usable() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
+      __builtin_cpu_supports("avx512vnni"))
     all.push_back(&k_avx512);
   if (avx2 && has_avx_vnni()) all.push_back(&k_avx_vnni);
   if (avx2) all.push_back(&k_avx2);
@@ -79,7 +79,7 @@ const Kernels& kernels(const std::string& name) {
 
 int list_steps(const Layout& l, uint8_t* x) {
   const int steps = block_steps(l.format);
-  const size_t bytes = l.format == Format::q4 ? 8 : 4;
+  const size_t bytes = l.format == Format::bf16 || l.format == Format::q4 ? 8 : 4;
   int total = 0;
   for (int b = 0; b < l.blocks; ++b) {
     uint8_t* list = x + l.steps + size_t(b) * size_t(steps);

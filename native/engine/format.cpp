@@ -26,7 +26,7 @@ Layout::Layout(Format f, int columns) : format(f), cols(columns) {
   m.rows = 1;
   m.cols = columns;
   blocks = m.blocks();
-  const size_t element = f == Format::f32 ? 4 : f == Format::bf16 ? 2 : 1;
+  const size_t element = f == Format::f32 || f == Format::bf16 ? 4 : 1;
   const size_t list = sizeof(int32_t) * size_t(blocks);
   start = up(element * size_t(m.padded_cols()), kLine);
   scale = start + list;

@@ -58,7 +58,7 @@ struct Matrix {
 
 // What one token's input vector of a product looks like after `quantize`: q | start | scale | off,
 // and for sparse products the list of the steps that are not zero.
-//   f32, bf16: the values. q8, q4: int8 values with one scale a block; start = −128·Σq and
+//   f32, bf16: the values, in float32. q8, q4: int8 values with one scale a block; start = −128·Σq and
 //   off = scale·Σq are what the zero points of the weights need.
 struct Layout {
   Format format = Format::f32;

@@ -38,10 +38,10 @@ struct Kernels {
   // r ← σ(r)·wkv(k, v) over `tokens` rows `stride` floats apart; decay and first are [channels].
   void (*wkv)(const float* k, const float* v, float* r, size_t stride, int tokens, int channels,
               const float* decay, const float* first, const WkvRow& state);
-  // For `wkv bench`: sum of all bytes' lines (a plain read), and a register-only product loop of
-  // `rounds` × 2·operations; returns the operations done.
+  // For `wkv bench`: a plain read (the sum is returned so that it happens), and a loop of the
+  // format's products in registers, which returns the operations done (two a multiply-add).
   uint64_t (*read)(const uint8_t* data, size_t bytes);
-  double (*peak)(Format f, long rounds);
+  double (*peak)(Format f, long rounds, float* sink);
 };
 
 // Fills the list of a quantized input's non-zero steps; returns how many there are.

@@ -96,18 +96,6 @@ inline void store_int8(int8_t* p, I x) {
   const __m128i b = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(a, b));
 }
-inline __m256i round_bf16(__m256 x) {
-  const __m256i u = _mm256_castps_si256(x);
-  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-  const __m256i even = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
-  const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(0x40));
-  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  return _mm256_blendv_epi8(even, quiet, nan);
-}
-inline void store_bf16(uint16_t* p, F x) {
-  const __m256i h = _mm256_packus_epi32(round_bf16(x.a), round_bf16(x.b));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(h, 0xd8));
-}
 
 inline W line(const uint8_t* p) {
   return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
@@ -120,19 +108,13 @@ inline X group(const void* p) {
 }
 inline F as_float(W w) { return {_mm256_castsi256_ps(w.a), _mm256_castsi256_ps(w.b)}; }
 
-inline F pair_scale(W w) {
+// A lane's two bfloat16 halves as float32.
+inline F low_half(W w) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(w.a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(w.b, 16))};
 }
-inline F pair_offset(W w) {
+inline F high_half(W w) {
   const __m256i mask = _mm256_set1_epi32(int(0xffff0000));
   return {_mm256_castsi256_ps(_mm256_and_si256(w.a, mask)), _mm256_castsi256_ps(_mm256_and_si256(w.b, mask))};
-}
-inline F dot_bf16(F acc, W w, X x) {
-  const __m256 x0 = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-  const __m256 x1 = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(int(0xffff0000))));
-  const F w0 = pair_scale(w), w1 = pair_offset(w);
-  acc = {_mm256_fmadd_ps(w0.a, x0, acc.a), _mm256_fmadd_ps(w0.b, x0, acc.b)};
-  return {_mm256_fmadd_ps(w1.a, x1, acc.a), _mm256_fmadd_ps(w1.b, x1, acc.b)};
 }
 
 #ifdef WKV_AVX_VNNI

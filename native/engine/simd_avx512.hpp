@@ -1,4 +1,4 @@
-// AVX-512 F/BW/DQ/VL with VNNI and BF16. F = 16 floats, I = 16 int32, W = one 64-byte line of
+// AVX-512 F/BW/DQ/VL with VNNI. F = 16 floats, I = 16 int32, W = one 64-byte line of
 // weights, X = one 32-bit group of activations for every row.
 #pragma once
 
@@ -11,7 +11,9 @@ namespace {
 
 constexpr int kTile = 12;  // tokens of a register tile of two 16-row groups: 24 accumulators of 32
 using F = __m512;
-using I = __m512i;
+// Of the element type that the products have: with __m512i, of eight 64-bit lanes, GCC keeps every
+// sum twice and stores one of the two at each step.
+typedef int32_t I __attribute__((vector_size(64)));
 using W = __m512i;
 using X = __m512i;
 
@@ -43,17 +45,13 @@ inline F pow2(F n) {  // 2^n for whole n in [-126, 127]
 }
 inline float sum(F a) { return _mm512_reduce_add_ps(a); }
 inline float highest(F a) { return _mm512_reduce_max_ps(a); }
-inline I to_int(F a) { return _mm512_cvtps_epi32(a); }
-inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
-inline I izero() { return _mm512_setzero_si512(); }
-inline I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-inline int isum(I a) { return _mm512_reduce_add_epi32(a); }
+inline I to_int(F a) { return I(_mm512_cvtps_epi32(a)); }
+inline F to_float(I a) { return _mm512_cvtepi32_ps(__m512i(a)); }
+inline I izero() { return I{}; }
+inline I iadd(I a, I b) { return a + b; }
+inline int isum(I a) { return _mm512_reduce_add_epi32(__m512i(a)); }
 inline void store_int8(int8_t* p, I a) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
-}
-inline void store_bf16(uint16_t* p, F a) {
-  const __m256bh h = _mm512_cvtneps_pbh(a);
-  std::memcpy(p, &h, 32);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(__m512i(a)));
 }
 
 inline W line(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -64,28 +62,26 @@ inline X group(const void* p) {
 }
 inline F as_float(W w) { return _mm512_castsi512_ps(w); }
 
-inline F dot_bf16(F acc, W w, X x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
-
 // q8: bytes are value + 128; the accumulator starts at −128·Σx so that dot_q8 sums value·x.
-inline I start_q8(const int32_t* minus_128_sum) { return _mm512_set1_epi32(*minus_128_sum); }
-inline I dot_q8(I acc, W w, X x) { return _mm512_dpbusd_epi32(acc, w, x); }
+inline I start_q8(const int32_t* minus_128_sum) { return I(_mm512_set1_epi32(*minus_128_sum)); }
+inline I dot_q8(I acc, W w, X x) { return I(_mm512_dpbusd_epi32(__m512i(acc), w, x)); }
 
 inline W low(W w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 inline W high(W w) { return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15)); }
-inline I dot_u4(I acc, W nibbles, X x) { return _mm512_dpbusd_epi32(acc, nibbles, x); }
+inline I dot_u4(I acc, W nibbles, X x) { return dot_q8(acc, nibbles, x); }
 // One token: masking the high nibbles without shifting them counts them 16 times, which is undone
 // once a block.
 struct Nibbles {
-  I lo = _mm512_setzero_si512(), hi = _mm512_setzero_si512();
+  I lo = izero(), hi = izero();
   void add(W w, X x0, X x1) {
-    lo = _mm512_dpbusd_epi32(lo, _mm512_and_si512(w, _mm512_set1_epi8(15)), x0);
-    hi = _mm512_dpbusd_epi32(hi, _mm512_and_si512(w, _mm512_set1_epi8(char(0xf0))), x1);
+    lo = dot_q8(lo, _mm512_and_si512(w, _mm512_set1_epi8(15)), x0);
+    hi = dot_q8(hi, _mm512_and_si512(w, _mm512_set1_epi8(char(0xf0))), x1);
   }
-  I total() const { return _mm512_add_epi32(lo, _mm512_srai_epi32(hi, 4)); }
+  I total() const { return lo + (hi >> 4); }
 };
-// A line of (bf16 scale, bf16 offset) pairs.
-inline F pair_scale(W w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
-inline F pair_offset(W w) {
+// A lane's two bfloat16 halves as float32.
+inline F low_half(W w) { return _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)); }
+inline F high_half(W w) {
   return _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(int(0xffff0000))));
 }
 

@@ -77,16 +77,6 @@ inline void store_int8(int8_t* p, I a) {
   const int16x8_t hi = vcombine_s16(vmovn_s32(a.v[2]), vmovn_s32(a.v[3]));
   vst1q_s8(p, vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
 }
-inline void store_bf16(uint16_t* p, F a) {
-  for (int i = 0; i < 4; ++i) {
-    const uint32x4_t u = vreinterpretq_u32_f32(a.v[i]);
-    const uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
-    const uint32x4_t even = vshrq_n_u32(vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
-    const uint32x4_t quiet = vorrq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(0x40));
-    const uint32x4_t number = vceqq_f32(a.v[i], a.v[i]);
-    vst1_u16(p + 4 * i, vmovn_u32(vbslq_u32(number, even, quiet)));
-  }
-}
 
 inline W line(const uint8_t* p) {
   W r;
@@ -99,17 +89,9 @@ inline X group(const void* p) {
   return vreinterpretq_s8_s32(vdupq_n_s32(x));
 }
 inline F as_float(W w) WKV_EACH(vreinterpretq_f32_u8(w.v[i]))
-inline F pair_scale(W w) WKV_EACH(vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(w.v[i]), 16)))
-inline F pair_offset(W w)
+inline F low_half(W w) WKV_EACH(vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(w.v[i]), 16)))
+inline F high_half(W w)
     WKV_EACH(vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(w.v[i]), vdupq_n_u32(0xffff0000))))
-inline F dot_bf16(F acc, W w, X x) {
-  const uint32x4_t u = vreinterpretq_u32_s8(x);
-  const float32x4_t x0 = vreinterpretq_f32_u32(vshlq_n_u32(u, 16));
-  const float32x4_t x1 = vreinterpretq_f32_u32(vandq_u32(u, vdupq_n_u32(0xffff0000)));
-  const F w0 = pair_scale(w), w1 = pair_offset(w);
-  for (int i = 0; i < 4; ++i) acc.v[i] = vfmaq_f32(vfmaq_f32(acc.v[i], w0.v[i], x0), w1.v[i], x1);
-  return acc;
-}
 inline I start_q8(const int32_t*) { return izero(); }
 inline I dot_q8(I acc, W w, X x) {
   for (int i = 0; i < 4; ++i)

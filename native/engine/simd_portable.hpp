@@ -74,14 +74,6 @@ inline int isum(const I& a) {
 inline void store_int8(int8_t* p, const I& a) {
   for (int i = 0; i < 16; ++i) p[i] = int8_t(a.v[i]);
 }
-inline void store_bf16(uint16_t* p, const F& a) {
-  for (int i = 0; i < 16; ++i) {
-    uint32_t u;
-    std::memcpy(&u, &a.v[i], 4);
-    p[i] = uint16_t((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40
-                                                  : (u + 0x7fff + ((u >> 16) & 1)) >> 16);
-  }
-}
 
 inline W line(const uint8_t* p) {
   W r;
@@ -104,15 +96,8 @@ inline uint32_t lane(const W& w, int i) {
   return u;
 }
 inline F as_float(const W& w) WKV_EACH(F, float_of(lane(w, i)))
-inline F pair_scale(const W& w) WKV_EACH(F, float_of(lane(w, i) << 16))
-inline F pair_offset(const W& w) WKV_EACH(F, float_of(lane(w, i) & 0xffff0000u))
-inline F dot_bf16(const F& acc, const W& w, X x) {
-  uint32_t u;
-  std::memcpy(&u, x.v, 4);
-  const float x0 = float_of(u << 16), x1 = float_of(u & 0xffff0000u);
-  const F w0 = pair_scale(w), w1 = pair_offset(w);
-  WKV_EACH(F, (acc.v[i] + w0.v[i] * x0) + w1.v[i] * x1)
-}
+inline F low_half(const W& w) WKV_EACH(F, float_of(lane(w, i) << 16))
+inline F high_half(const W& w) WKV_EACH(F, float_of(lane(w, i) & 0xffff0000u))
 inline I start_q8(const int32_t* minus_128_sum) WKV_EACH(I, *minus_128_sum)
 inline I dot_u4(const I& acc, const W& w, X x)
     WKV_EACH(I, acc.v[i] + w.v[4 * i] * x.v[0] + w.v[4 * i + 1] * x.v[1] + w.v[4 * i + 2] * x.v[2] +
