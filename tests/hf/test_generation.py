@@ -106,7 +106,7 @@ def test_seeded_choice_has_the_given_probabilities_and_never_takes_a_forbidden_t
 def test_wrong_seeds_are_refused(model, prompts, seed, message):
     ids, mask = padded(prompts)
     with pytest.raises(ConfigError, match=message):
-        model.generate(ids, attention_mask=mask, do_sample=True, seed=seed)
+        model.generate(ids, attention_mask=mask, do_sample=True, seed=seed, max_new_tokens=2)
 
 
 def test_unseeded_sampling_follows_torchs_generator_as_other_models_do(model, prompts):
@@ -199,7 +199,9 @@ def test_a_state_of_another_model_is_refused(model, square_config):
     with pytest.raises(StateError, match="another model"):
         model.generate(ids, state=output.state, max_new_tokens=2)
     with pytest.raises(ShapeError, match="state is"):
-        model.generate(ids, state=output.state.with_fingerprint(None).select([0, 0]))
+        model.generate(
+            ids, state=output.state.with_fingerprint(None).select([0, 0]), max_new_tokens=2
+        )
 
 
 def test_group_sampling_and_beams_start_from_the_given_state(model):
@@ -222,13 +224,17 @@ def test_group_sampling_and_beams_start_from_the_given_state(model):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("wanted", [1, 3])
-def test_beam_search_follows_its_states(model, prompts, side, wanted):
+@pytest.mark.parametrize("end", [0, 16])
+@pytest.mark.parametrize("new", [1, NEW])
+def test_beam_search_follows_its_states(model, prompts, side, wanted, end, new):
     ids, mask = padded(prompts, side)
     options = {
+        "eos_token_id": end,
+        "pad_token_id": 0,
         "attention_mask": mask,
         "num_beams": 3,
         "num_return_sequences": wanted,
-        "max_new_tokens": NEW,
+        "max_new_tokens": new,
         "do_sample": False,
         "return_dict_in_generate": True,
         "output_scores": True,
@@ -242,12 +248,12 @@ def test_beam_search_follows_its_states(model, prompts, side, wanted):
         zip(with_state.sequences.tolist(), with_state.sequences_scores.tolist())
     ):
         prompt = prompts[row // wanted]
-        new = sequence[ids.shape[1] :]
-        new = new[: new.index(0) + 1] if 0 in new else new
+        said = sequence[ids.shape[1] :]
+        said = said[: said.index(end) + 1] if end in said else said
         with torch.no_grad():
-            output = model(torch.tensor([prompt + new[:-1]]))
+            output = model(torch.tensor([prompt + said[:-1]]))
         logprobs = output.logits[0, len(prompt) - 1 :].log_softmax(-1)
-        assert abs(sum(logprobs[i, t].item() for i, t in enumerate(new)) - score) < 1e-3
+        assert abs(sum(logprobs[i, t].item() for i, t in enumerate(said)) - score) < 1e-3
         same_state(with_state.state.select(row), output.state)
 
 
@@ -342,9 +348,11 @@ def test_prompt_lookup_ends_at_an_end_token_inside_a_draft(model):
 )
 def test_prompt_lookup_refuses_what_it_cannot_do(model, options, message):
     with pytest.raises(UnavailableError, match=message):
-        model.generate(torch.tensor([REPETITIVE]), prompt_lookup_num_tokens=3, **options)
+        model.generate(
+            torch.tensor([REPETITIVE]), prompt_lookup_num_tokens=3, max_new_tokens=2, **options
+        )
     with pytest.raises(UnavailableError, match="batch of 2"):
-        model.generate(torch.tensor([REPETITIVE] * 2), prompt_lookup_num_tokens=3)
+        model.generate(torch.tensor([REPETITIVE] * 2), prompt_lookup_num_tokens=3, max_new_tokens=2)
 
 
 # --- the rest of transformers' arguments ------------------------------------------------------
@@ -470,13 +478,21 @@ def test_a_prompt_longer_than_the_training_length_is_no_problem(square_config):
 
     model = causal_lm(dataclasses.replace(square_config, context_length=16))
     prompt = np.random.default_rng(0).integers(1, 97, 40).tolist()
-    assert model.generate(torch.tensor([prompt]), do_sample=False).shape[1] > 40
+    assert model.generate(torch.tensor([prompt]), max_new_tokens=2).shape[1] == 42
 
 
 def test_a_row_without_tokens_is_refused(model):
     ids = torch.tensor([[5, 6], [0, 0]])
     with pytest.raises(ValueError, match="row 1 has no token"):
         model.generate(ids, attention_mask=torch.tensor([[1, 1], [0, 0]]), max_new_tokens=2)
+
+
+def test_a_state_without_tokens_is_refused(model):
+    with torch.no_grad():
+        state = model(torch.tensor([[5, 6]])).state
+    with pytest.raises(ValueError, match="give input_ids"):
+        model.generate(state=state, max_new_tokens=2)
+    assert model.generate(max_new_tokens=2)[0, 0] == 0  # begins a text, as everywhere
 
 
 @pytest.mark.parametrize(
