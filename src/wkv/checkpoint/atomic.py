@@ -76,6 +76,7 @@ def _swap(new: Path, path: Path, replaces: Callable[[str], bool]) -> None:
         os.rename(new, path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old.rmdir()  # only its name was wanted
     os.rename(path, old)
     try:
         os.rename(new, path)
