@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import tokenizer as tokenizers
+from ..atomic import new_file, new_folder
 from ..errors import CheckpointError, ConfigError, TokenizerError
 from . import ggml, huggingface, pth, rwkv_cpp
-from .atomic import new_file, new_folder
 from .checkpoint import Checkpoint, open_checkpoint, open_lora
 from .dtypes import STORAGE, canonical
 from .tensors import Planned, chunks
