@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <initializer_list>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -25,6 +26,12 @@ template <class A> std::string shape_of(const A& x) {
     return s + "]";
 }
 
+std::string name_of(nb::dlpack::dtype d) {
+    constexpr const char* kinds[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    return (d.code < std::size(kinds) ? kinds[d.code] : "kind" + std::to_string(d.code)) +
+           std::to_string(d.bits);
+}
+
 template <class A>
 void check(const char* name, const A& x, std::initializer_list<int64_t> shape,
            nb::dlpack::dtype dtype) {
@@ -36,10 +43,9 @@ void check(const char* name, const A& x, std::initializer_list<int64_t> shape,
         expected += (i++ ? ", " : "") + std::to_string(n);
     }
     if (!same)
-        throw std::invalid_argument(
-            std::string(name) + " is " + shape_of(x) + " of " + std::to_string(x.dtype().bits) +
-            " bits (kind " + std::to_string(x.dtype().code) + "): expected " + expected + "] of " +
-            std::to_string(dtype.bits) + " bits (kind " + std::to_string(dtype.code) + ")");
+        throw std::invalid_argument(std::string(name) + " is " + name_of(x.dtype()) + " " +
+                                    shape_of(x) + ": expected " + name_of(dtype) + " " + expected +
+                                    "]");
 }
 
 wkv::DType dtype_of(nb::dlpack::dtype d) {
@@ -49,7 +55,8 @@ wkv::DType dtype_of(nb::dlpack::dtype d) {
         if (d.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float)) return wkv::DType::f16;
         if (d.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat)) return wkv::DType::bf16;
     }
-    throw std::invalid_argument("keys must be float32, float64, float16 or bfloat16");
+    throw std::invalid_argument("k is " + name_of(d) +
+                                ": expected float32, float64, float16 or bfloat16");
 }
 
 nb::dlpack::dtype wide(const ConstArray& k) {

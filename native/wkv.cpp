@@ -18,8 +18,8 @@ struct InstructionSet {
 std::vector<InstructionSet> supported() {
     std::vector<InstructionSet> sets{{"baseline", &kernels_baseline}};
 #ifdef WKV_X86
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
+    // F16C is older than AVX2 and in every processor that has it; not all compilers can ask.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         sets.push_back({"avx2", &kernels_avx2});
     if (sets.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

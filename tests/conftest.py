@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 # Set before torch starts its pools: the tests' matrices are too small to be worth threads.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Idle threads that spin take the core from whoever shares the machine (measured: 3.5× slower).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

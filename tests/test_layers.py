@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "wkv"
 # Lowest first: each may import those before it and itself.
 LAYERS = (
     "errors",
+    "atomic",
     "config",
     "state",
     "tokenizer",

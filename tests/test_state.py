@@ -340,17 +340,19 @@ def test_a_failure_while_saving_keeps_the_old_file_and_leaves_no_other(
     with pytest.raises(expected) as caught:
         random_state(seed=2).save(path)
     if expected is StateError:
-        assert str(caught.value).startswith(f"{path}: not saved, nothing there was changed: No sp")
+        assert str(caught.value).startswith(f"{path}: not saved: the disk is full (No sp")
     monkeypatch.undo()
     assert_equal(State.load(path), random_state(seed=1))
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_saving_where_there_is_no_folder_names_the_file(tmp_path):
-    with pytest.raises(StateError, match=r"a\.state: not saved.*No such file or directory"):
-        random_state().save(tmp_path / "missing" / "a.state")
-    with pytest.raises(StateError, match="not saved"):
-        random_state().save(tmp_path)  # a folder
+def test_saving_makes_missing_folders_and_names_a_place_where_it_cannot(tmp_path):
+    random_state().save(tmp_path / "new" / "a.state")
+    assert_equal(State.load(tmp_path / "new" / "a.state"), random_state())
+    with pytest.raises(StateError, match="not saved: is a folder"):
+        random_state().save(tmp_path)
+    with pytest.raises(StateError, match=r"b\.state: not saved: cannot be written"):
+        random_state().save(tmp_path / "new" / "a.state" / "b.state")
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):

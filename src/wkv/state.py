@@ -7,11 +7,8 @@ running maximum (``num``, ``den``, ``max``). See docs/mathematics.md and the RWK
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .atomic import new_file
 from .config import ModelConfig
 from .errors import StateError
 
@@ -304,22 +302,12 @@ class State:
             if not np.isfinite(array).all():
                 raise StateError(f"{path}: not saved: field {name!r} is not finite everywhere")
         blob = save(arrays, metadata=metadata)
-        beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}")
-        try:
-            with open(beside, "xb") as f:
-                f.write(blob)
-                f.flush()
-                # A rename can reach the disk before the bytes do; a power cut would then leave
-                # an empty file in place of the old one.
-                os.fsync(f.fileno())
-            os.replace(beside, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            if isinstance(error, OSError):
-                why = error.strerror or error
-                raise StateError(f"{path}: not saved, nothing there was changed: {why}") from error
-            raise
+
+        def failure(path: Path, problem: str) -> StateError:
+            return StateError(f"{path}: not saved: {problem}")
+
+        with new_file(path, overwrite=True, size=len(blob), failure=failure) as f:
+            f.write(blob)
 
     @classmethod
     def load(cls, path: str | Path) -> State:

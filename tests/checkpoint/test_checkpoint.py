@@ -236,6 +236,18 @@ def test_files_that_are_no_weights_are_refused_with_a_hint(tmp_path, head, hint)
         open_checkpoint(tmp_path / "m.pth")
 
 
+def test_a_closed_checkpoint_says_so(tmp_path):
+    with open_checkpoint(save_pth(tmp_path / "m.pth", WEIGHTS)) as checkpoint:
+        pass
+    with pytest.raises(ValueError, match="is closed"):
+        checkpoint.tensor("emb.weight")
+
+
+def test_what_is_neither_file_nor_folder_is_refused():
+    with pytest.raises(CheckpointError, match="neither a file nor a folder"):
+        open_checkpoint("/dev/null")
+
+
 def test_a_path_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         open_checkpoint(tmp_path / "nothing.pth")

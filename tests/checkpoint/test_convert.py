@@ -176,6 +176,7 @@ def test_large_tensors_are_converted_in_parts(tmp_path, monkeypatch):
         ({"dtype": "q4_0"}, "m.pth", r"rwkv\.cpp files only"),
         ({"dtype": "q4_0"}, "folder", r"rwkv\.cpp files only"),
         ({"format": "gguf"}, "m.pth", "unknown format 'gguf'"),
+        ({"tokenizer": "world"}, "m.pth", "folders only"),
         ({}, "m.gguf", r"does not write \.gguf"),
         ({}, "m.safetensors", "folder"),
     ],
@@ -382,6 +383,14 @@ def test_a_tokenizer_beside_the_source_goes_along(tmp_path, bpe):
     convert(tmp_path / "hf", tmp_path / "again")
     assert (tmp_path / "again" / "tokenizer.json").read_bytes() == bpe.read_bytes()
     assert (tmp_path / "again" / "tokenizer_config.json").is_file()
+
+
+def test_settings_for_generation_go_along(tmp_path):
+    convert(save_pth(tmp_path / "a.pth", WEIGHTS), tmp_path / "hf")
+    (tmp_path / "hf" / "generation_config.json").write_text('{"temperature": 0.7}')
+    convert(tmp_path / "hf", tmp_path / "again", dtype="bfloat16")
+    text = (tmp_path / "again" / "generation_config.json").read_text()
+    assert text == '{"temperature": 0.7}'
 
 
 def test_a_folder_without_a_tokenizer_is_written_and_said(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -139,6 +140,16 @@ def test_tied_embeddings_are_stored_once_and_read_twice(tmp_path):
 def test_a_config_that_contradicts_or_makes_no_sense_is_refused(folder, values, message):
     edit(folder / "config.json", **values)
     with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("depth", [10, 300, 600, 800, 900, 950, 990, 100_000])
+@pytest.mark.parametrize("key", ["hidden_size", "eos_token_id", "model_type"])
+def test_a_config_nested_to_any_depth_is_refused(folder, key, depth):
+    text = (folder / "config.json").read_text()
+    nested = f'"{key}": ' + "[" * depth + "]" * depth
+    (folder / "config.json").write_text(re.sub(rf'"{key}": [^,\n]+', nested, text))
+    with pytest.raises(CheckpointError):
         open_checkpoint(folder)
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from tests.hf.conftest import causal_lm
 from wkv.config import ModelConfig
+from wkv.errors import UnavailableError
 from wkv.hf import RwkvForCausalLM
 
 IDS = torch.tensor([[5, 17, 3, 88, 5, 41], [7, 23, 60, 1, 9, 44]])
@@ -40,16 +41,19 @@ def test_device_map_on_a_cpu(model, folder, device_map):
     assert placed.generate(IDS, max_new_tokens=3, do_sample=False).shape == (2, 9)
 
 
+SOME = {"rwkv.blocks.0": "cpu", "rwkv.blocks.1": "disk", "rwkv.blocks.2": "disk"}
+
+
+@pytest.mark.parametrize(
+    "device_map",
+    [
+        {"rwkv.embeddings": "cpu", **SOME, "rwkv.ln_out": "cpu", "head": "cpu"},
+        {"rwkv.embeddings": "disk", **SOME, "rwkv.ln_out": "disk", "head": "cpu"},
+    ],
+    ids=["blocks", "embeddings too"],
+)
 @torch.no_grad()
-def test_blocks_offloaded_to_disk_say_the_same(model, folder, tmp_path):
-    device_map = {
-        "rwkv.embeddings": "cpu",
-        "rwkv.blocks.0": "cpu",
-        "rwkv.blocks.1": "disk",
-        "rwkv.blocks.2": "disk",
-        "rwkv.ln_out": "cpu",
-        "head": "cpu",
-    }
+def test_modules_offloaded_to_disk_say_the_same(model, folder, tmp_path, device_map):
     placed = AutoModelForCausalLM.from_pretrained(
         folder, device_map=device_map, offload_folder=tmp_path
     )
@@ -59,6 +63,11 @@ def test_blocks_offloaded_to_disk_say_the_same(model, folder, tmp_path):
     got, want = placed.generate(IDS, **options), model.generate(IDS, **options)
     assert torch.equal(got.sequences, want.sequences)
     assert torch.equal(got.state.num, want.state.num)
+    got, want = (
+        m.generate(o.sequences[:, -1:], state=o.state, **options)
+        for m, o in ((placed, got), (model, want))
+    )
+    assert torch.equal(got.sequences, want.sequences)
 
 
 # --- quantisation ---------------------------------------------------------------------------
@@ -277,6 +286,43 @@ def test_lora_trains_and_merges_to_the_same_logits(own_model):
         assert relative_error(merged(IDS).logits, want) < 1e-5
         assert torch.equal(merged.generate(IDS, max_new_tokens=4, do_sample=False), said)
     assert type(merged) is RwkvForCausalLM
+
+
+@torch.no_grad()
+def test_prompt_tuning_reads_its_virtual_tokens_once(own_model):
+    peft = pytest.importorskip("peft")
+    wanted = peft.PromptTuningConfig(
+        num_virtual_tokens=4,
+        task_type="CAUSAL_LM",
+        num_layers=3,
+        token_dim=32,
+        num_attention_heads=1,
+    )
+    model = peft.get_peft_model(own_model, wanted).eval()
+    torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight, std=6.0)
+    virtual, embed = model.get_prompt(batch_size=2), own_model.get_input_embeddings()
+    want = IDS
+    for _ in range(4):
+        embedded = torch.cat([virtual, embed(want)], 1)
+        token = own_model(inputs_embeds=embedded).logits[:, -1].argmax(-1)
+        want = torch.cat([want, token[:, None]], 1)
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    for use_cache in (True, False):
+        got = model.generate(input_ids=IDS, use_cache=use_cache, **options)
+        assert torch.equal(got, want)
+    with pytest.raises(UnavailableError, match="virtual tokens"):
+        model.generate(input_ids=IDS, num_beams=2, **options)
+
+
+def test_autocast_trains_in_bfloat16(own_model):
+    want = own_model(IDS, labels=IDS).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = own_model(IDS, labels=IDS, use_cache=True)
+    output.loss.backward()
+    assert output.logits.dtype == torch.bfloat16
+    assert output.state.num.dtype == torch.float32
+    assert abs(output.loss.item() - want) < 0.05 * want
+    assert all(torch.isfinite(p.grad).all() for p in own_model.parameters())
 
 
 @torch.no_grad()

@@ -439,10 +439,10 @@ def native_arguments():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("v", torch.zeros(9, 3), r"v is \[9, 3\].*expected \[10, 3\]"),
-        ("v", torch.zeros(10, 3, dtype=torch.float16), "v is .* of 16 bits"),
-        ("decay", torch.zeros(3, dtype=torch.float64), "decay is .* of 64 bits"),
-        ("k", torch.zeros(10, 3, dtype=torch.int32), "keys must be float32"),
+        ("v", torch.zeros(9, 3), r"v is float32 \[9, 3\]: expected float32 \[10, 3\]"),
+        ("v", torch.zeros(10, 3, dtype=torch.float16), "v is float16 .* expected float32"),
+        ("decay", torch.zeros(3, dtype=torch.float64), "decay is float64"),
+        ("k", torch.zeros(10, 3, dtype=torch.int32), "k is int32: expected float32"),
         ("starts", torch.tensor([0, 11]), "starts must rise from 0 to 10"),
         ("starts", torch.tensor([0, 8, 4, 10]), "starts must rise"),
         ("starts", torch.tensor([-1, 10]), "starts must rise"),

@@ -7,13 +7,14 @@ everything that the file says about itself is checked on opening, and values as 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..state import FORMAT as STATE_FORMAT
 from ..state import Fingerprint
@@ -47,8 +48,11 @@ class Contents:
     given: dict[str, Any] = field(default_factory=dict)  # what headers and config.json say
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    closed: bool = False
+
     def close(self) -> None:
         """Drop the mappings."""
+        self.closed = True
         for mapping in self.mappings:
             mapping.close()
 
@@ -65,7 +69,8 @@ class Checkpoint:
         self.format = contents.format
         self.metadata = contents.metadata
         self._contents = contents
-        self.config: ModelConfig = detect_config(self.path, contents.tensors, contents.given)
+        with _nested(self.path):
+            self.config = detect_config(self.path, contents.tensors, contents.given)
         self.shapes = check_tensors(self.path, contents.tensors, self.config)
         self.tensors = {
             name: replace(contents.tensors[name], shape=shape)
@@ -133,6 +138,8 @@ class Checkpoint:
         return Checkpoint(tensors)
 
     def _find(self, name: str) -> StoredTensor:
+        if self._contents.closed:
+            raise ValueError(f"{self.path} is closed: read tensors before leaving its 'with'")
         if name not in self.shapes:
             raise KeyError(f"{name!r} is not a tensor of {self.path}")
         return self.tensors[name]
@@ -160,11 +167,26 @@ def open_lora(path: str | Path) -> lora.Lora:
 
 def open_contents(path: str | Path, *, writable: bool = False) -> Contents:
     """The tensors at a path by their original names, of whatever model they are."""
-    path = Path(path)
+    with _nested(Path(path)):
+        return _open(Path(path), writable)
+
+
+@contextmanager
+def _nested(path: Path) -> Iterator[None]:
+    """JSON that is nested to just below Python's limit fails when it is to be shown."""
+    try:
+        yield
+    except RecursionError as error:
+        raise CheckpointError(path, "damaged: nested beyond all reason") from error
+
+
+def _open(path: Path, writable: bool) -> Contents:
     if path.is_dir():
         return _open_folder(path, writable)
     if not path.exists():
         raise CheckpointError(path, "no such file or folder")
+    if not path.is_file():
+        raise CheckpointError(path, "is neither a file nor a folder")
     mapping = Mapping(path, writable=writable)
     contents = _open_file(mapping)
     config = path.parent / "config.json"
@@ -230,7 +252,7 @@ def _open_folder(folder: Path, writable: bool) -> Contents:
     if not any((folder / name).is_file() for name in huggingface.WEIGHT_FILES):
         single = sorted(p for p in folder.glob("*.*") if p.suffix in (".pth", ".bin"))
         if len(single) == 1:
-            return open_contents(single[0], writable=writable)
+            return _open(single[0], writable)
         if single:
             listed = ", ".join(p.name for p in single)
             raise CheckpointError(folder, f"holds several models, name one: {listed}")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import tokenizer as tokenizers
+from ..atomic import new_file, new_folder
 from ..errors import CheckpointError, ConfigError, TokenizerError
 from . import ggml, huggingface, pth, rwkv_cpp
-from .atomic import new_file, new_folder
 from .checkpoint import Checkpoint, open_checkpoint, open_lora
 from .dtypes import STORAGE, canonical
 from .tensors import Planned, chunks
@@ -91,6 +91,8 @@ def convert(
         raise ConfigError(f"unknown format {kind!r}: choose from {', '.join(FORMATS)}")
     if dtype is not None and canonical(dtype) not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    if tokenizer is not None and kind != "hf":
+        raise ConfigError(f"a tokenizer goes into Hugging Face folders only, not {kind} files")
     if lora_alpha is not None and lora is None:
         raise ConfigError("lora_alpha without a LoRA file: give both or neither")
     with open_checkpoint(source) as opened:
@@ -180,6 +182,9 @@ def _write_hf(
     with new_folder(destination, overwrite=overwrite, size=total, replaces=replaced) as folder:
         notes = _write_tokenizer(checkpoint, folder, tokenizer)
         huggingface.write_folder(folder, checkpoint.config, planned, feed, max_shard_size)
+        generation = checkpoint.path / "generation_config.json"
+        if checkpoint.format == "hf" and generation.is_file():
+            shutil.copyfile(generation, folder / generation.name)
         names = sorted(p.name for p in folder.iterdir())
     return [destination / name for name in names], notes
 

@@ -107,13 +107,19 @@ def _merged(base: StoredTensor, a: StoredTensor, b: StoredTensor, scale: float) 
     quantized = base.dtype in ggml.BLOCK_BYTES
     dtype = "float32" if quantized else base.dtype
 
+    factors: list[np.ndarray] = []  # while the rows are asked for from first to last
+
     def rows(start: int, stop: int) -> np.ndarray:
+        if not factors:
+            factors.extend((read(b, "float32") * np.float32(scale), read(a, "float32")))
+        left, right = factors
+        if stop == base.row_count:
+            factors.clear()
         stored = base.rows(start, stop)
         if quantized:
             values = ggml.dequantize(stored, base.dtype)
         else:
             values = dtypes.to_float32(stored, base.dtype)
-        left = read(b, "float32")[start:stop] * np.float32(scale)
-        return dtypes.from_float32(values + left @ read(a, "float32"), dtype)
+        return dtypes.from_float32(values + left[start:stop] @ right, dtype)
 
     return replace(base, dtype=dtype, rows=rows)

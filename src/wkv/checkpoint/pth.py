@@ -10,7 +10,6 @@ entry a storage) and, before that, a sequence of pickles followed by the storage
 
 from __future__ import annotations
 
-import collections
 import io
 import pickle
 import pickletools
@@ -31,6 +30,8 @@ from .tensors import Mapping, Planned, StoredTensor
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_PICKLE = 256 << 20
+_MAX_TUPLES = 50_000  # a tensor takes four; hashing a deeper nest would overflow the C stack
+_MAX_NUMBER = 1 << 62
 _VERIFY_STEP = 1 << 24
 
 _STORAGES = {
@@ -51,7 +52,7 @@ _STORAGE_CLASSES = {
     "bfloat16": "BFloat16Storage",
     "float64": "DoubleStorage",
 }
-# What a pickle of a state dict is made of; BUILD sets attributes of an OrderedDict (_metadata).
+# What a pickle of a state dict is made of; BUILD is for the attributes of an OrderedDict.
 # fmt: off
 _OPCODES = frozenset({
     "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE",
@@ -123,17 +124,30 @@ class _Place:
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
     numbers = (offset, *shape, *strides)
-    if not isinstance(storage, _Storage) or not all(type(n) is int for n in numbers):
-        raise ValueError("a tensor is not made of a storage and whole numbers")
-    if len(shape) != len(strides) or len(shape) > 8 or min(numbers) < 0:
-        raise ValueError(f"a tensor of shape {shape!r:.60} and strides {strides!r:.60}")
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor is not made of a storage")
+    if len(shape) != len(strides) or len(shape) > 8 or not _sizes(*numbers):
+        raise ValueError("a tensor of impossible shape, strides or offset")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _sizes(*numbers: Any) -> bool:
+    return all(type(n) is int and 0 <= n < _MAX_NUMBER for n in numbers)
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> _Tensor:
     if not isinstance(data, _Tensor):
         raise ValueError("a parameter is not made of a tensor")
     return data
+
+
+class _Dict(dict[Any, Any]):
+    """What an OrderedDict becomes: without attributes that could hide its methods."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignore attributes (torch keeps ``_metadata`` there)."""
 
 
 class _Callable:
@@ -153,7 +167,7 @@ class _Callable:
 
 
 _GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "OrderedDict"): _Dict,
     ("torch._utils", "_rebuild_tensor"): _Callable(_rebuild_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): _Callable(_rebuild_tensor),
     ("torch._utils", "_rebuild_parameter"): _Callable(_rebuild_parameter),
@@ -175,9 +189,9 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage, key, _, count = pid[:5]
         if kind != "storage" or storage not in _STORAGES or not isinstance(key, str):
-            raise ValueError(f"an unknown persistent object {pid!r:.80}")
-        if type(count) is not int or count < 0:
-            raise ValueError(f"storage {key!r:.20} of {count!r:.20} values")
+            raise ValueError("an unknown persistent object")
+        if not _sizes(count):
+            raise ValueError(f"storage {key!r:.20} of an impossible size")
         return self.storages.setdefault(key, _Storage(key, *_STORAGES[storage], count))
 
 
@@ -204,13 +218,14 @@ def _unpickle(mapping: Mapping, start: int) -> tuple[Any, int, dict[str, _Storag
 
 def _scan(mapping: Mapping, start: int) -> int:
     """Refuse what no state dict has before a single opcode is run; give the pickle's end."""
-    end, strings = start, ["", "something"]
+    end, tuples, strings = start, 0, ["", "something"]
     stream = cast(IO[bytes], mapping.stream(start))
     for opcode, arg, at in pickletools.genops(stream):
         end = cast(int, at)
         text = arg if isinstance(arg, str) else ""
-        if end - start > _MAX_PICKLE:
-            raise ValueError(f"more than {_MAX_PICKLE} bytes of pickle")
+        tuples += "TUPLE" in opcode.name
+        if end - start > _MAX_PICKLE or tuples > _MAX_TUPLES:
+            raise ValueError("far more than a state dict needs")
         if opcode.name == "GLOBAL" and tuple(text.split(" ", 1)) not in _GLOBALS:
             raise _Forbidden(text.replace(" ", "."))
         if opcode.name not in _OPCODES:
@@ -266,7 +281,7 @@ def _zip_entries(mapping: Mapping) -> dict[str, _Place]:
         at = start + info.file_size
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise CheckpointError(
-                path, f"entry {info.filename!r:.50} is compressed: unzip and save"
+                path, f"entry {info.filename!r:.50} is compressed, which PyTorch never does"
             )
         if at > end or info.filename in places:
             raise CheckpointError(path, f"entry {info.filename!r:.50} is cut short or given twice")
@@ -319,8 +334,9 @@ def _state_dict(mapping: Mapping, tree: Any) -> dict[str, _Tensor]:
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             raise CheckpointError(
                 mapping.path,
-                f"entry {name!r:.60} is {type(value).__name__}, not a tensor: give the original "
-                "weights, not those prepared for another program",
+                f"entry {name if isinstance(name, str) else type(name).__name__!r:.60} is "
+                f"{type(value).__name__}, not a tensor: give the original weights, not those "
+                "prepared for another program",
             )
     return tree
 

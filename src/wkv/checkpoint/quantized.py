@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from ..atomic import new_folder
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
 from ..state import Fingerprint
 from . import huggingface
-from .atomic import new_folder
 from .checkpoint import Checkpoint, open_checkpoint
 from .convert import _REPLACED, _write_tokenizer
 from .names import expected_tensors, from_hf, to_hf

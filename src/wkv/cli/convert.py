@@ -106,14 +106,15 @@ def convert(
         raise ConfigError("--push_to_hub needs --model_name, the repository to upload to")
     if destination is None:
         raise ConfigError("no destination: give DST, or --output_dir for a Hugging Face folder")
-    if push_to_hub and (format or format_of(destination)) != "hf":
+    folder = (format or format_of(destination)) == "hf"
+    if push_to_hub and not folder:
         raise ConfigError("--push_to_hub uploads Hugging Face folders: name a folder as DST")
     published = repo_id or (hub.is_repository_name(name) and not Path(name).exists())
     path = hub.download(name) if published else Path(name)
     with open_checkpoint(path) as checkpoint:
         if size:
             require_size(checkpoint, size)
-        if published and tokenizer is None:
+        if published and folder and tokenizer is None:
             tokenizer = _published_tokenizer(path, checkpoint.config.vocab_size)
     with _progress() as progress:
         done = run(

@@ -69,8 +69,11 @@ class RwkvGenerationMixin(GenerationMixin):
             UnavailableError: a way of generating that needs a key-value cache.
             StateError: a state of another model or batch size.
         """
-        begin = as_torch_state(state, self.config, self.device)
+        begin = as_torch_state(state, self.config, self._input_device())
         if begin is not None:
+            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            if all(x is None for x in given):
+                raise ValueError("a state goes on with tokens that it has not read: give input_ids")
             begin.check(self.config.architecture())
             if begin.fingerprint:
                 begin.check_fingerprint(self.fingerprint())
@@ -181,7 +184,9 @@ class RwkvGenerationMixin(GenerationMixin):
         inputs = self.prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **model_kwargs
         )
-        name = "input_ids" if "input_ids" in inputs else "inputs_embeds"
+        # Either may be there as None.
+        name = "input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"
+        inputs = {k: v for k, v in inputs.items() if k == name or not k.startswith("input")}
         tokens, mask, state = inputs.pop(name), inputs.pop("attention_mask"), inputs.pop("state")
         length = tokens.shape[1]
         if mask is not None:
@@ -236,6 +241,9 @@ class RwkvGenerationMixin(GenerationMixin):
                 inputs = self.prepare_inputs_for_generation(
                     input_ids, next_sequence_length=1 if cached else None, **model_kwargs
                 )
+                if cached and inputs.get("inputs_embeds") is not None:
+                    # PEFT puts its virtual tokens before every step; the state has read them.
+                    inputs["inputs_embeds"] = inputs["inputs_embeds"][:, -1:]
                 if cached and pad is not None and not bool(going.all()):
                     inputs["attention_mask"] = going[:, None]  # an ended row reads nothing more
                 outputs = self(**inputs, return_dict=True)
@@ -351,6 +359,12 @@ class RwkvGenerationMixin(GenerationMixin):
             raise UnavailableError(
                 "seed gives each row its own random numbers, which beams share: use num_beams=1, "
                 "or torch.manual_seed"
+            )
+        step = self.prepare_inputs_for_generation(input_ids[:, -1:], next_sequence_length=1)
+        if step.get("inputs_embeds") is not None and model_kwargs["use_cache"]:
+            raise UnavailableError(
+                "beams would read PEFT's virtual tokens at every step: use num_beams=1, or "
+                "use_cache=False"
             )
         output = super()._beam_search(
             input_ids,

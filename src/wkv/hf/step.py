@@ -63,7 +63,8 @@ class Choice:
         if self.streams is None:
             return torch.multinomial(scores.softmax(-1), 1).squeeze(1)
         # One number a row, through the inverse of the distribution function: which numbers a row
-        # gets does not depend on the batch or on the vocabulary.
+        # gets does not depend on the batch or on the vocabulary. In float64 on the CPU, so that
+        # every device draws the same.
         numbers = torch.tensor([[s.random()] for s in self.streams], dtype=torch.float64)
         edges = scores.double().cpu().softmax(-1).cumsum(-1)
         return torch.searchsorted(edges, numbers * edges[:, -1:], right=True)[:, 0].to(

@@ -44,7 +44,9 @@ def wkv_reference(
     if starts is not None:
         parts: list[Any] = []
         for n in range(len(starts) - 1):
-            row = None if state is None else (state[0][n, None], state[1][n, None], state[2][n, None])
+            row = (
+                None if state is None else (state[0][n, None], state[1][n, None], state[2][n, None])
+            )
             span = slice(int(starts[n]), int(starts[n + 1]))
             parts.append(wkv_reference(k[:, span], v[:, span], w, u, row))
         final = tuple(np.concatenate([p[1][i] for p in parts]) for i in range(3))

@@ -11,27 +11,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import CheckpointError
+from .errors import CheckpointError, WkvError
+
+# Makes the error to raise from a destination and what is wrong with it.
+Failure = Callable[[Path, str], WkvError]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, overwrite: bool, size: int) -> Iterator[BinaryIO]:
+def new_file(
+    path: Path, *, overwrite: bool, size: int, failure: Failure = CheckpointError
+) -> Iterator[BinaryIO]:
     """A file to write about ``size`` bytes to, which becomes ``path`` when all went well."""
     path = Path(os.path.realpath(path))  # a link stays a link
     if path.is_dir():
-        raise CheckpointError(path, "is a folder: name a file")
+        raise failure(path, "is a folder: name a file")
     if path.exists() and not overwrite:
-        raise CheckpointError(path, "exists: pass --force (overwrite=True) to replace it")
-    with _explained(path):
+        raise failure(path, "exists: pass --force (overwrite=True) to replace it")
+    with _explained(path, failure):
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_space(path, size)
-        handle, temporary = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+        handle, temporary = tempfile.mkstemp(".part", _hidden(path), path.parent)
         try:
             with os.fdopen(handle, "w+b") as out:
                 yield out
                 out.flush()
+                # A rename can reach the disk before the bytes do; a power cut would then leave
+                # an empty file in place of the old one.
                 os.fsync(out.fileno())
             os.chmod(temporary, _mode(0o666))
             os.replace(temporary, path)
@@ -55,10 +62,10 @@ def new_folder(
         raise CheckpointError(path, "is a file: name a folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise CheckpointError(path, "is not empty: pass --force (overwrite=True) to replace it")
-    with _explained(path):
+    with _explained(path, CheckpointError):
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_space(path, size)
-        new = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        new = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".part", dir=path.parent))
         try:
             yield new
             for file in new.iterdir():
@@ -75,7 +82,8 @@ def _swap(new: Path, path: Path, replaces: Callable[[str], bool]) -> None:
     if not path.exists():
         os.rename(new, path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".old", dir=path.parent))
+    old.rmdir()  # only its name was wanted
     os.rename(path, old)
     try:
         os.rename(new, path)
@@ -88,6 +96,10 @@ def _swap(new: Path, path: Path, replaces: Callable[[str], bool]) -> None:
     shutil.rmtree(old)
 
 
+def _hidden(path: Path) -> str:
+    return f".{path.name[:100]}."  # a name may already be as long as the system allows
+
+
 def _check_space(path: Path, size: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < size:
@@ -95,7 +107,7 @@ def _check_space(path: Path, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, failure: Failure) -> Iterator[None]:
     """Failures of the system as errors that name the destination."""
     try:
         yield
@@ -104,7 +116,7 @@ def _explained(path: Path) -> Iterator[None]:
             problem = f"the disk is full ({error.strerror}): free space or choose another place"
         else:
             problem = f"cannot be written: {error.strerror or error}"
-        raise CheckpointError(path, f"{problem}; nothing was changed there") from error
+        raise failure(path, f"{problem}; nothing was changed there") from error
 
 
 def _mode(wanted: int) -> int:
