@@ -55,10 +55,12 @@ class NativeEngine:
         """``matrices`` and ``vectors`` [n] float32 by original names; kept, not copied."""
         self.config = config
         self.format = matrices["blocks.0.att.key.weight"].format
+        self.embedding_format = matrices["emb.weight"].format
         self.fingerprint: Fingerprint | None = Fingerprint.of(config, lambda n: vectors[n])
         self._shape_x = (config.num_hidden_layers, config.hidden_size)
         self._shape_a = (config.num_hidden_layers, config.attention_size)
-        self.nbytes = sum(m.data.nbytes for m in matrices.values())
+        distinct = {id(m.data): m.data.nbytes for m in matrices.values()}
+        self.nbytes = sum(distinct.values())
         numbers = {
             "hidden": config.hidden_size,
             "attention": config.attention_size,
