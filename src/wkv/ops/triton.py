@@ -49,7 +49,7 @@ def wkv_triton(
         zero = k.new_zeros(rows, channels, dtype=wide)
         state = zero, torch.zeros_like(zero), torch.full_like(zero, EMPTY_MAX)
     num, den, top = (x.to(wide).contiguous() for x in state)
-    y, num, den, top = _Wkv.apply(  # type: ignore[no-untyped-call]
+    y, num, den, top = _Wkv.apply(
         k.reshape(-1, channels).contiguous(),
         v.reshape(-1, channels).contiguous(),
         decay.to(wide).contiguous(),
@@ -66,7 +66,8 @@ class _Chunks:
     """Where the chunks lie: tokens [begin[c], begin[c+1]), and each sequence's first chunk."""
 
     def __init__(self, offsets: list[int], device: torch.device) -> None:
-        begins, firsts = [], []
+        begins: list[int] = []
+        firsts: list[int] = []
         for start, end in itertools.pairwise(offsets):
             firsts.append(len(begins))
             begins += range(start, end, CHUNK)
