@@ -86,6 +86,12 @@ class RecipeTrainer(CheckpointWriter, Trainer):
                 "data.boundaries stream"
             )
 
+        if recipe.bptt.chunk and self.is_deepspeed_enabled:
+            raise UnavailableError(
+                "bptt.chunk goes through PyTorch's own backward pass, which DeepSpeed replaces: "
+                "use DDP or FSDP"
+            )
+
     # --- optimiser and data -------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
