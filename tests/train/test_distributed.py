@@ -6,17 +6,21 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from tests.train.runs import losses, recipe_values
 from wkv.hf import RwkvForCausalLM
+from wkv.train.checkpoints import checkpoints
 from wkv.train.recipe import Recipe
 from wkv.train.run import train
 
 ROOT = Path(__file__).parents[2]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", 2]
 SECTIONS = {
     # Everything that could go wrong at once: boundaries with ignored labels, chunks, accumulation.
     "data": {"boundaries": "reset"},
@@ -32,21 +36,25 @@ def recipe(tmp_path):
     return path
 
 
-def launch(*command):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
-    done = subprocess.run(
+def start(*command):
+    return subprocess.Popen(
         [sys.executable, "-m", *map(str, command)],
         cwd=ROOT,
-        env=environment,
-        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())},
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-4000:]
 
 
 def one_process(recipe, output, batch):
@@ -56,7 +64,7 @@ def one_process(recipe, output, batch):
 
 
 def test_two_processes_under_ddp_have_the_losses_of_one(recipe, tmp_path):
-    launch("torch.distributed.run", "--nproc-per-node", 2, "-m", "wkv", "train", recipe)
+    finish(start(*TORCHRUN, "-m", "wkv", "train", recipe))
     expected = one_process(recipe, tmp_path / "one", batch=4)
     assert losses(tmp_path / "out") == pytest.approx(expected, rel=1e-4)
 
@@ -67,7 +75,7 @@ def test_two_processes_under_fsdp2_have_the_losses_of_one_and_leave_one_model(re
     config = tmp_path / "fsdp2.yaml"
     config.write_text(yaml.safe_dump({**settings, "use_cpu": True, "num_processes": 2}))
     command = ["accelerate.commands.launch", "--config_file", config]
-    launch(*command, "-m", "wkv", "train", recipe)
+    finish(start(*command, "-m", "wkv", "train", recipe))
     expected = one_process(recipe, tmp_path / "one", batch=4)
     assert losses(tmp_path / "out") == pytest.approx(expected, rel=1e-4)
     # Proof that it was FSDP: checkpoints are in pieces, one a process.
@@ -76,3 +84,26 @@ def test_two_processes_under_fsdp2_have_the_losses_of_one_and_leave_one_model(re
     whole = RwkvForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for name, tensor in RwkvForCausalLM.from_pretrained(tmp_path / "one").state_dict().items():
         assert (whole[name] - tensor).abs().max() < 1e-4, name
+
+
+def test_a_lost_worker_ends_the_run_and_the_same_command_goes_on(recipe, tmp_path):
+    command = [*TORCHRUN, "-m", "wkv", "train", recipe]
+    command += ["run.steps=200", "run.save_every=20", "bptt.chunk=0"]
+    process = start(*command)
+    limit = time.monotonic() + 120
+    while not checkpoints(tmp_path / "out"):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    workers = [p for p in psutil.Process(process.pid).children() if "wkv" in p.cmdline()]
+    assert len(workers) == 2
+    workers[1].kill()
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not workers[0].is_running() or workers[0].status() == psutil.STATUS_ZOMBIE
+    left = checkpoints(tmp_path / "out")[-1]
+    finish(start(*command))
+    assert left.name != "checkpoint-200"
+    found = losses(tmp_path / "out")
+    assert found.keys() == set(range(1, 201))  # no step is missing, none was logged twice
+    assert found[200] < 0.5 * found[20]
