@@ -57,6 +57,15 @@ def finish(process):
     assert process.returncode == 0, errors[-4000:]
 
 
+def accelerate(name, folder):
+    """The launcher, with the repository's settings for two processes without GPUs."""
+    settings = yaml.safe_load((ROOT / "recipes" / "launch" / f"{name}.yaml").read_text())
+    config = folder / f"{name}.yaml"
+    # On the command line, --cpu would make the launcher forget the other processes.
+    config.write_text(yaml.safe_dump({**settings, "use_cpu": True, "num_processes": 2}))
+    return "accelerate.commands.launch", "--config_file", config
+
+
 def one_process(recipe, output, batch):
     changes = [f"run.output={output}", f"run.batch={batch}"]
     train(Recipe.load(recipe, changes))
@@ -70,12 +79,7 @@ def test_two_processes_under_ddp_have_the_losses_of_one(recipe, tmp_path):
 
 
 def test_two_processes_under_fsdp2_have_the_losses_of_one_and_leave_one_model(recipe, tmp_path):
-    # On the command line, --cpu would make the launcher forget the other processes.
-    settings = yaml.safe_load((ROOT / "recipes" / "launch" / "fsdp2.yaml").read_text())
-    config = tmp_path / "fsdp2.yaml"
-    config.write_text(yaml.safe_dump({**settings, "use_cpu": True, "num_processes": 2}))
-    command = ["accelerate.commands.launch", "--config_file", config]
-    finish(start(*command, "-m", "wkv", "train", recipe))
+    finish(start(*accelerate("fsdp2", tmp_path), "-m", "wkv", "train", recipe))
     expected = one_process(recipe, tmp_path / "one", batch=4)
     assert losses(tmp_path / "out") == pytest.approx(expected, rel=1e-4)
     # Proof that it was FSDP: checkpoints are in pieces, one a process.
@@ -84,6 +88,16 @@ def test_two_processes_under_fsdp2_have_the_losses_of_one_and_leave_one_model(re
     whole = RwkvForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for name, tensor in RwkvForCausalLM.from_pretrained(tmp_path / "one").state_dict().items():
         assert (whole[name] - tensor).abs().max() < 1e-4, name
+
+
+def test_two_processes_under_deepspeed_have_the_losses_of_one(recipe, tmp_path, monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    command = accelerate("deepspeed", tmp_path)
+    finish(start(*command, "-m", "wkv", "train", recipe, "bptt.chunk=0"))
+    expected = one_process(recipe, tmp_path / "one", batch=4)
+    assert losses(tmp_path / "out") == pytest.approx(expected, rel=1e-4)
+    assert (tmp_path / "out" / "checkpoint-4" / "global_step4").is_dir()  # DeepSpeed's own
 
 
 def test_a_lost_worker_ends_the_run_and_the_same_command_goes_on(recipe, tmp_path):

@@ -86,10 +86,10 @@ class RecipeTrainer(CheckpointWriter, Trainer):
                 "data.boundaries stream"
             )
 
-        if recipe.bptt.chunk and self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled and (recipe.bptt.chunk or recipe.run.nonfinite == "skip"):
             raise UnavailableError(
-                "bptt.chunk goes through PyTorch's own backward pass, which DeepSpeed replaces: "
-                "use DDP or FSDP"
+                "bptt.chunk and run.nonfinite=skip need PyTorch's own gradients, which DeepSpeed "
+                "keeps to itself: use DDP or FSDP"
             )
 
     # --- optimiser and data -------------------------------------------------------------------
