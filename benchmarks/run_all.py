@@ -17,6 +17,7 @@ RUNS = (
     ("wkv_operator.py",),
     ("training_step.py", "--context", "512", "--rounds", "3"),
     ("parity.py",),
+    ("parity_formats.py",),
     ("convert_memory.py", "--size", "3b"),
 )
 

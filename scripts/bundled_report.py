@@ -1,60 +1,87 @@
-"""Measures the bundled model on held-out text, beside a GPT-NeoX trained on the same blocks.
+"""Measures language models on the bundled corpus's held-out part, and shows what one writes.
 
-    python scripts/bundled_report.py MODEL [--gpt-neox FOLDER] [--corpus DIR] [--out results.json]
+    python scripts/bundled_report.py NAME=FOLDER … [--corpus DIR] [--out results.json]
 
-prints Markdown tables and three samples as they come, and writes the numbers as JSON.
+Each folder is a transformers model with the bundled tokenizer; the first is the one that writes the
+samples. Prints Markdown tables and three samples as they come, and writes the numbers as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GPTNeoXForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import wkv.hf
-from wkv.data import Binidx
+import wkv
+from wkv.data import Binidx, tokenize
 from wkv.evaluate import HeldOut, blockwise, carried, loss_by_position
 
+BUNDLED = Path(__file__).parents[1] / "src/wkv/models/bundled"
 CONTEXT = 512
-EDGES = (0, 32, 64, 128, 256, 512, 1024, 1536, 2048)
+EDGES = (0, 64, 128, 256, 512, 1024, 1536, 2048)
+NOVELS = ("austen", "moby-dick", "tom-sawyer")
 PROMPTS = (
-    "It was a truth universally acknowledged, that",
-    "CHAPTER 42. The Storm.\n\n",
-    "Fellow-Citizens of the Senate and House of Representatives:",
+    "It is a truth universally acknowledged, that",
+    '"My dear Emma,"',
+    "The ship",
 )
 
 
-def measure(model: torch.nn.Module, corpus: Binidx, size: int) -> dict[str, Any]:
-    """Block-wise loss and loss by position of any transformers language model."""
+@dataclass(frozen=True)
+class Texts:
+    """Held-out documents: their tokens, and their size in bytes."""
 
-    def logits(ids: torch.Tensor) -> torch.Tensor:
-        return model(ids, use_cache=False).logits
+    corpus: Binidx
+    size: int
 
-    blocks = blockwise(logits, corpus, CONTEXT)
-    bins = loss_by_position(logits, corpus, EDGES)
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **numbers(blocks, size),
-        "loss_by_position": [
-            {"from": a, "to": b, "loss": round(found.loss, 4), "tokens": found.tokens}
-            for (a, b), found in zip(pairwise(EDGES), bins)
-        ],
-    }
+    @classmethod
+    def of(cls, lines: list[dict[str, str]], base: Path) -> Texts:
+        """Tokenise records into ``base``."""
+        texts = [line["text"] for line in lines]
+        tokenizer = Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+        return cls(tokenize(texts, base, tokenizer), sum(len(t.encode()) for t in texts))
 
 
 def numbers(found: HeldOut, size: int) -> dict[str, float]:
     """A measurement as plain numbers; ``size`` is the text's bytes."""
     return {
         "loss": round(found.loss, 4),
-        "perplexity": round(found.perplexity, 3),
+        "perplexity": round(found.perplexity, 2),
         "bits_per_byte": round(found.bits_per_byte(size), 4),
         "tokens": found.tokens,
     }
+
+
+def measure(model: Any, parts: dict[str, Texts]) -> dict[str, Any]:
+    """Block-wise loss on every part, with the state carried where there is one, by position."""
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        return model(ids, use_cache=False).logits
+
+    def stepping(ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        output = model(ids, state=state, use_cache=True)
+        return output.logits, output.state
+
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    for name, part in parts.items():
+        found[name] = numbers(blockwise(logits, part.corpus, CONTEXT), part.size)
+        if model.config.model_type == "rwkv":
+            found[name]["state_carried"] = numbers(carried(stepping, part.corpus), part.size)
+    bins = loss_by_position(logits, parts["all"].corpus, EDGES)
+    found["windows"] = bins[0].tokens // EDGES[1]
+    found["loss_by_position"] = [
+        {"from": a, "to": b, "loss": round(bin.loss, 4)}
+        for (a, b), bin in zip(pairwise(EDGES), bins)
+    ]
+    return found
 
 
 def samples(model: Any, tokenizer: Any) -> list[dict[str, str]]:
@@ -71,50 +98,55 @@ def samples(model: Any, tokenizer: Any) -> list[dict[str, str]]:
     return found
 
 
+def table(results: dict[str, Any], part: str) -> None:
+    """Print one part's losses as Markdown."""
+    print(f"\n{part}\n| | parameters | loss | perplexity | bits per byte |\n|---|---|---|---|---|")
+    for name, found in results.items():
+        row, size = found[part], f"{found['parameters']:,}"
+        for label, r in ((name, row), (f"{name}, state carried", row.get("state_carried"))):
+            if r:
+                print(
+                    f"| {label} | {size} | {r['loss']:.3f} | {r['perplexity']:.1f} "
+                    f"| {r['bits_per_byte']:.3f} |"
+                )
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--gpt-neox", type=Path)
+    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--corpus", type=Path, default=Path("runs/corpus"), help="the texts")
-    parser.add_argument("--validation", type=Path, default=Path("runs/bundled/validation"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    wkv.register()
 
-    corpus = Binidx(options.validation)
-    with (options.corpus / "validation.jsonl").open(encoding="utf-8") as lines:
-        size = sum(len(json.loads(line)["text"].encode()) for line in lines)
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
-    rwkv = wkv.hf.RwkvForCausalLM.from_pretrained(options.model).eval()
-    results: dict[str, Any] = {"context": CONTEXT, "validation_bytes": size}
-    results["rwkv"] = measure(rwkv, corpus, size)
+    with (options.corpus / "validation.jsonl").open(encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        novels = [line for line in lines if line["source"] in NOVELS]
+        parts = {
+            "all": Texts.of(lines, Path(folder) / "all"),
+            "novels": Texts.of(novels, Path(folder) / "novels"),
+        }
+        written: list[dict[str, str]] = []
+        for argument in options.models:
+            name, _, where = argument.partition("=")
+            model = AutoModelForCausalLM.from_pretrained(where).eval()
+            results[name] = measure(model, parts)
+            written = written or samples(model, AutoTokenizer.from_pretrained(BUNDLED))
 
-    def stepping(ids: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        output = rwkv(ids, state=state, use_cache=True)
-        return output.logits, output.state
-
-    results["rwkv"]["state_carried"] = numbers(carried(stepping, corpus), size)
-    if options.gpt_neox:
-        neox = GPTNeoXForCausalLM.from_pretrained(options.gpt_neox).eval()
-        results["gpt_neox"] = measure(neox, corpus, size)
-    results["samples"] = samples(rwkv, tokenizer)
-
-    names = [name for name in ("rwkv", "gpt_neox") if name in results]
-    print("| | parameters | loss | perplexity | bits per byte |\n|---|---|---|---|---|")
-    for name in names:
-        r = results[name]
-        row = (f"{r['parameters']:,}", r["loss"], r["perplexity"], r["bits_per_byte"])
-        print(f"| {name} | {' | '.join(map(str, row))} |")
-    r = results["rwkv"]["state_carried"]
-    print(f"| rwkv, state carried | | {r['loss']} | {r['perplexity']} | {r['bits_per_byte']} |")
-    print(f"\n| position | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for row in zip(*(results[name]["loss_by_position"] for name in names)):
+    for part in ("all", "novels"):
+        table(results, part)
+    print(f"\n| position | {' | '.join(results)} |\n|---|{'---|' * len(results)}")
+    for row in zip(*(found["loss_by_position"] for found in results.values())):
         losses = " | ".join(f"{cell['loss']:.3f}" for cell in row)
         print(f"| {row[0]['from']}–{row[0]['to']} | {losses} |")
-    for sample in results["samples"]:
-        print(f"\n> **{sample['prompt'].strip()}**{sample['text']}")
+    for sample in written:
+        print(f"\n> **{sample['prompt']}**{sample['text']}")
     if options.out:
-        options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        record = {"context": CONTEXT, "models": results, "samples": written}
+        options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

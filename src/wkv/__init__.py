@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import _autoregister, errors
 
 if TYPE_CHECKING:
+    from .api import BUNDLED as BUNDLED
     from .api import LanguageModel as LanguageModel
     from .api import load as load
     from .config import PRESETS as PRESETS
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 
 WkvError = errors.WkvError
 _MODULE_OF = {
+    "BUNDLED": "api",
     "LanguageModel": "api",
     "load": "api",
     "PRESETS": "config",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 EngineName = Literal["auto", "native", "torch"]
-BUNDLED = Path(__file__).parent / "models" / "bundled"
+BUNDLED = Path(__file__).parent / "models" / "bundled"  # the folder of the model in this package
 CHUNK = 1024  # tokens run at once where a caller gave no size: bounds the memory of long inputs
 
 

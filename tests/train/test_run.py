@@ -257,6 +257,24 @@ def test_text_is_tokenised_and_samples_are_written_without_changing_the_run(tmp_
     assert samples.count("\ndoc") == 2
 
 
+def test_a_running_run_draws_its_picture_when_asked(tmp_path):
+    trainer = build_trainer(recipe_of(tmp_path, run={"plot": True}))
+    before = signal.getsignal(signal.SIGUSR1)
+    drawn = {}
+
+    class Ask(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            drawn[state.global_step] = (tmp_path / "out" / "training.png").exists()
+
+    trainer.add_callback(Ask())
+    trainer.train()
+    assert not drawn[3]
+    assert drawn[4]
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
 def test_one_document_of_two_tokens_trains(tmp_path):
     source = tmp_path / "x.jsonl"
     source.write_text('{"text": "a"}\n')

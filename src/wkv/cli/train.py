@@ -30,7 +30,7 @@ def train(
 
     wkv train recipes/lora.yaml start=RWKV-4-Pile-169M.pth --dry-run
 
-    On several processes: torchrun --nproc-per-node 2 -m wkv train RECIPE.yaml
+    On several processes: torchrun --standalone --nproc-per-node 2 -m wkv train RECIPE.yaml
     """
     from ..train.recipe import Recipe
 

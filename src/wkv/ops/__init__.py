@@ -1,10 +1,13 @@
 """The wkv operator: one signature, several implementations, chosen by name.
 
-``reference`` is the definition, ``scan`` runs wherever PyTorch runs, ``cpu`` is the native core.
+``reference`` is the definition, ``scan`` runs wherever PyTorch runs, ``cpu`` is the native core,
+``triton`` is for GPUs.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ShapeError, UnavailableError
@@ -12,7 +15,7 @@ from ..errors import ShapeError, UnavailableError
 if TYPE_CHECKING:
     import torch
 
-IMPLEMENTATIONS = ("auto", "reference", "scan", "cpu")
+IMPLEMENTATIONS = ("auto", "reference", "scan", "cpu", "triton")
 
 
 def resolve(implementation: str, device_type: str, dtype_name: str) -> str:
@@ -34,7 +37,21 @@ def resolve(implementation: str, device_type: str, dtype_name: str) -> str:
             f"wkv implementation 'cpu' cannot run {dtype_name} on device {device_type!r}: "
             "use 'scan' or 'auto'"
         )
+    if implementation == "triton":
+        _check_triton(device_type)
     return implementation
+
+
+def _check_triton(device_type: str) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise UnavailableError(
+            "wkv implementation 'triton' needs Triton: pip install 'wkv[gpu]', or use 'scan'"
+        )
+    # Its interpreter, for tests, runs anywhere.
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise UnavailableError(
+            f"wkv implementation 'triton' cannot run on device {device_type!r}: use 'auto'"
+        )
 
 
 def wkv(
@@ -57,7 +74,7 @@ def wkv(
         state: (num, den, max), each [B, A]; None is the empty state (0, 0, −1e38).
         starts: for N sequences packed along T (B must be 1): integer offsets [N+1] from 0 to T,
             not decreasing; the states are then [N, A].
-        implementation: ``"auto"``, ``"reference"``, ``"scan"`` or ``"cpu"``.
+        implementation: ``"auto"``, ``"reference"``, ``"scan"``, ``"cpu"`` or ``"triton"``.
 
     Returns:
         y [B, T, A] in k's dtype, and the state after the last token of each sequence, in float32
@@ -73,6 +90,10 @@ def wkv(
         from .cpu import wkv_cpu
 
         return wkv_cpu(k, v, decay, first, state, starts)
+    if chosen == "triton":
+        from .triton import wkv_triton
+
+        return wkv_triton(k, v, decay, first, state, starts)
     if chosen == "scan":
         from .scan import wkv_scan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def build_model(recipe: Recipe) -> Any:
     """The model to train, in float32 on the CPU, with what it learns marked as such."""
     torch.manual_seed(recipe.run.seed)
     config, path = architecture(recipe), start_path(recipe)
-    hf_config = RwkvConfig.of(config, use_cache=False)
+    longest = max(config.context_length, recipe.data.context)
+    hf_config = RwkvConfig.of(replace(config, context_length=longest), use_cache=True)
     if path is None:
         model = RwkvForCausalLM(hf_config)
     else:

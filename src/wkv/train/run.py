@@ -67,6 +67,11 @@ def build_trainer(
     tokens = items // run.steps * recipe.data.context
     trainer.watch = Watch(trainer, tokens, bar=not run.quiet and os.isatty(2))
     trainer.add_callback(trainer.watch)
+    if trainer.is_fsdp_enabled and recipe.tune.method != "full":
+        raise UnavailableError(
+            f"tune.method={recipe.tune.method} does not work with FSDP: what it learns is small, "
+            "use DDP (torchrun alone)"
+        )
     if run.sample_every:
         if tokenizer is None:
             raise UnavailableError(
@@ -127,6 +132,12 @@ def _leave(trainer: RecipeTrainer, output: Path) -> None:
     if isinstance(model, StateTuned):
         if trainer.is_world_process_zero():
             model.learnt().save(output / "state.safetensors")
+        return
+    if trainer.is_fsdp_enabled:
+        # Checkpoints are in pieces; what is left at the end is one model. All processes take part.
+        whole = trainer.accelerator.get_state_dict(trainer.model)
+        if trainer.is_world_process_zero():
+            trainer._save(str(output), state_dict=whole)
         return
     trainer.save_model(str(output))
     if trainer.recipe.tune.method == "lora" and trainer.recipe.tune.merge:

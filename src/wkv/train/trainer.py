@@ -30,6 +30,7 @@ from .optimizer import build_optimizer, parameter_groups
 from .recipe import Recipe
 from .rows import run_rows
 from .schedule import Schedule
+from .sharding import honour_fsdp
 from .validation import validate
 
 
@@ -64,9 +65,11 @@ class RecipeTrainer(CheckpointWriter, Trainer):
         self.token_bytes = token_bytes
         self.guard = Guard(recipe.run)
         self.extra_logs: dict[str, float] = {}
+        arguments = training_arguments(recipe, evaluation is not None)
+        honour_fsdp(arguments)
         super().__init__(
             model=model,
-            args=training_arguments(recipe, evaluation is not None),
+            args=arguments,
             train_dataset=train,
             eval_dataset=evaluation,
             **trainer_options,
@@ -81,6 +84,12 @@ class RecipeTrainer(CheckpointWriter, Trainer):
             raise UnavailableError(
                 f"{type(model).__name__} carries no state: bptt.chunk must be 0 and "
                 "data.boundaries stream"
+            )
+
+        if self.is_deepspeed_enabled and (recipe.bptt.chunk or recipe.run.nonfinite == "skip"):
+            raise UnavailableError(
+                "bptt.chunk and run.nonfinite=skip need PyTorch's own gradients, which DeepSpeed "
+                "keeps to itself: use DDP or FSDP"
             )
 
     # --- optimiser and data -------------------------------------------------------------------
