@@ -67,6 +67,8 @@ def test_a_folder_and_each_file_format_load_to_the_same_model(model, folder, tmp
 def test_what_cannot_be_found_is_said(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         wkv.load(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        wkv.load("a prompt in the place of a model " * 200)
     monkeypatch.setattr(api, "BUNDLED", tmp_path)
     with pytest.raises(CheckpointError, match="no bundled model"):
         wkv.load()

@@ -291,7 +291,7 @@ def _locate(path_or_repo: str | os.PathLike[str] | None, revision: str | None) -
             )
         return BUNDLED, "bundled"
     path = Path(path_or_repo).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # unlike Path's own, no error for a name longer than any file's
         return path, str(path_or_repo)
     if not hub.is_repository_name(str(path_or_repo)):
         raise CheckpointError(path, "no such file or folder, and not a repository name (org/name)")
