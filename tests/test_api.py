@@ -153,6 +153,9 @@ def test_states_save_load_and_belong_to_their_model(model, mute, tmp_path):
         mute.generate([4], state=state)
     with pytest.raises(StateError, match="another model"):
         mute.generate("", state=state, logits=np.zeros(97, np.float32))
+    for run in (model.forward, model.generate):
+        with pytest.raises(StateError, match=r"state is 's\.safetensors': give a wkv\.State"):
+            run([4], state="s.safetensors")
 
 
 # --- generate -------------------------------------------------------------------------------

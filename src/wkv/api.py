@@ -17,7 +17,7 @@ from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .embedding import EmbeddingStatistics
 from .engine import Engine
-from .errors import CheckpointError, ConfigError, TokenizerError, UnavailableError
+from .errors import CheckpointError, ConfigError, StateError, TokenizerError, UnavailableError
 from .generate import Continuation, Generation, GenerationOptions, TextStream
 from .sampling import SamplingOptions
 from .state import State
@@ -85,6 +85,7 @@ class LanguageModel:
             ShapeError: no tokens, or ids outside the vocabulary.
             StateError: a state of another model, or of several sequences.
         """
+        _check_state(state)
         rest = list(ids)
         while len(rest) > CHUNK:
             _, state = self.engine.forward([rest[:CHUNK]], state, logits="none")
@@ -128,6 +129,7 @@ class LanguageModel:
         Returns:
             An iterator of :class:`~wkv.generate.Piece`, with ``cancel()`` and ``result()``.
         """
+        _check_state(state)
         ids = self._ids(prompt, allow_special)
         if not ids:
             if state is None:
@@ -230,6 +232,11 @@ class LanguageModel:
                 self.tokenizer.encode_prompt(prompt, allow_special=allow_special) if prompt else []
             )
         return list(prompt)
+
+
+def _check_state(state: State | None) -> None:
+    if state is not None and not isinstance(state, State):
+        raise StateError(f"state is {state!r:.200}: give a wkv.State (State.load reads a file)")
 
 
 def load(
