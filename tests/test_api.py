@@ -67,6 +67,8 @@ def test_a_folder_and_each_file_format_load_to_the_same_model(model, folder, tmp
 def test_what_cannot_be_found_is_said(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         wkv.load(tmp_path / "missing")
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        wkv.load("a prompt in the place of a model " * 200)
     monkeypatch.setattr(api, "BUNDLED", tmp_path)
     with pytest.raises(CheckpointError, match="no bundled model"):
         wkv.load()
@@ -151,6 +153,9 @@ def test_states_save_load_and_belong_to_their_model(model, mute, tmp_path):
         mute.generate([4], state=state)
     with pytest.raises(StateError, match="another model"):
         mute.generate("", state=state, logits=np.zeros(97, np.float32))
+    for run in (model.forward, model.generate):
+        with pytest.raises(StateError, match=r"state is 's\.safetensors': give a wkv\.State"):
+            run([4], state="s.safetensors")
 
 
 # --- generate -------------------------------------------------------------------------------

@@ -355,6 +355,15 @@ def test_saving_makes_missing_folders_and_names_a_place_where_it_cannot(tmp_path
         random_state().save(tmp_path / "new" / "a.state" / "b.state")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_device_or_a_pipe_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StateError, match="pipe: not saved: is a device or a pipe"):
+        random_state().save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     fields = random_state().fields()
     for value in (np.nan, np.inf):

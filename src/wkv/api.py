@@ -17,7 +17,7 @@ from .checkpoint import open_checkpoint
 from .config import ModelConfig
 from .embedding import EmbeddingStatistics
 from .engine import Engine
-from .errors import CheckpointError, ConfigError, TokenizerError, UnavailableError
+from .errors import CheckpointError, ConfigError, StateError, TokenizerError, UnavailableError
 from .generate import Continuation, Generation, GenerationOptions, TextStream
 from .sampling import SamplingOptions
 from .state import State
@@ -85,6 +85,7 @@ class LanguageModel:
             ShapeError: no tokens, or ids outside the vocabulary.
             StateError: a state of another model, or of several sequences.
         """
+        _check_state(state)
         rest = list(ids)
         while len(rest) > CHUNK:
             _, state = self.engine.forward([rest[:CHUNK]], state, logits="none")
@@ -128,6 +129,7 @@ class LanguageModel:
         Returns:
             An iterator of :class:`~wkv.generate.Piece`, with ``cancel()`` and ``result()``.
         """
+        _check_state(state)
         ids = self._ids(prompt, allow_special)
         if not ids:
             if state is None:
@@ -232,6 +234,11 @@ class LanguageModel:
         return list(prompt)
 
 
+def _check_state(state: State | None) -> None:
+    if state is not None and not isinstance(state, State):
+        raise StateError(f"state is {state!r:.200}: give a wkv.State (State.load reads a file)")
+
+
 def load(
     path_or_repo: str | os.PathLike[str] | None = None,
     *,
@@ -291,7 +298,7 @@ def _locate(path_or_repo: str | os.PathLike[str] | None, revision: str | None) -
             )
         return BUNDLED, "bundled"
     path = Path(path_or_repo).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # unlike Path's own, no error for a name longer than any file's
         return path, str(path_or_repo)
     if not hub.is_repository_name(str(path_or_repo)):
         raise CheckpointError(path, "no such file or folder, and not a repository name (org/name)")

@@ -27,6 +27,9 @@ def new_file(
     path = Path(os.path.realpath(path))  # a link stays a link
     if path.is_dir():
         raise failure(path, "is a folder: name a file")
+    if path.exists() and not path.is_file():
+        # A rename would put a file in the place of /dev/null for every program of this machine.
+        raise failure(path, "is a device or a pipe, which cannot be replaced: name a file")
     if path.exists() and not overwrite:
         raise failure(path, "exists: pass --force (overwrite=True) to replace it")
     with _explained(path, failure):

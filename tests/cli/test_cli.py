@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import importlib.util
 import resource
 import subprocess
@@ -100,6 +101,13 @@ def test_an_error_is_one_line_and_debug_shows_where_it_came_from(monkeypatch):
     assert done.stdout == ""
     done = run("--debug", "failing")
     assert isinstance(done.exception, StateError)
+
+
+def test_a_failure_of_the_system_is_one_line_too(monkeypatch):
+    failing(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "/x/y"))
+    done = run("failing")
+    assert (done.exit_code, done.stderr) == (1, "wkv: /x/y: Permission denied\n")
+    assert isinstance(run("--debug", "failing").exception, PermissionError)
 
 
 def test_an_interrupt_is_quiet_and_exits_as_shells_expect(monkeypatch):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +91,21 @@ def test_wrong_usage_is_explained_with_exit_code_2(loads, arguments, word):
     assert not loads.calls
 
 
+def test_a_lone_model_is_not_taken_for_a_prompt(loads, tmp_path, monkeypatch):
+    for name in ("model.pth", "folder/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for model in (tmp_path / "model.pth", tmp_path / "folder"):
+        done = run(str(model))
+        assert done.exit_code == 2
+        assert "is a model and there is no PROMPT" in " ".join(done.stderr.split())
+    assert not loads.calls
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ab").mkdir()  # a folder, but no model
+    for prompt in ("ab", "ab" * 2000):
+        assert run(prompt, "-n", "1").exit_code == 0
+
+
 def test_bad_values_and_files_are_one_line_with_exit_code_1(loads, tmp_path):
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
     for arguments, word in (
@@ -99,6 +116,7 @@ def test_bad_values_and_files_are_one_line_with_exit_code_1(loads, tmp_path):
         (("a", "--state-in", str(tmp_path / "none")), "no such state file"),
         (("a", "--state-out", str(tmp_path / "no" / "s")), "does not exist"),
         (("a", "--state-out", str(tmp_path)), "cannot be written"),
+        (("a", "--state-out", os.devnull), "cannot be written"),
         (("a", "-n", "-5"), "max_tokens is -5"),
     ):
         done = run(*arguments)
@@ -275,6 +293,24 @@ def test_a_closed_pipe_is_quiet():
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="needs /dev/full")
+@pytest.mark.parametrize("extra", [(), ("--json",)])
+def test_a_full_disk_under_the_output_is_one_line(extra):
+    arguments = [sys.executable, "-c", SCRIPT, "generate", "ab", *extra]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "wkv: No space left on device\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_closed_standard_streams_are_empty_ones(tmp_path):
+    path = tmp_path / "state.safetensors"
+    arguments = [sys.executable, "-c", SCRIPT, "generate", "-", "-n", "3", "--state-out", str(path)]
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *arguments]
+    assert subprocess.run(closed).returncode == 0
+    assert State.load(path).batch_size == 1
 
 
 def test_text_is_shown_as_it_is_made(loads):

@@ -60,7 +60,9 @@ def test_a_model_that_does_not_fit_is_counted_and_not_measured(recipe):
     found = plan(Recipe.load(recipe, ["model=14b"]), processes=64)
     assert found.parameters == 14_148_597_760
     assert found.step_seconds is None
-    assert "do not fit into this machine" in "\n".join(found.lines(8))
+    text = "\n".join(found.lines(8))
+    assert "do not fit into this machine" in text
+    assert "210.8 GiB a process, 3.3 GiB in pieces over 64 (FSDP2)" in text
 
 
 def test_an_unknown_size_is_named(recipe):

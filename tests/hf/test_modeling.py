@@ -91,6 +91,15 @@ def test_a_row_without_tokens_keeps_its_state(model):
         assert torch.equal(getattr(after, name)[0], getattr(state, name)[0])
 
 
+def test_a_batch_without_any_token_keeps_its_states(model):
+    state = model(torch.tensor([[1, 2], [3, 4]])).state
+    ids = torch.tensor([[9, 9, 9], [9, 9, 9]])
+    after = model(ids, attention_mask=torch.zeros_like(ids), state=state)
+    assert after.logits.shape == (2, 3, model.config.vocab_size)
+    for name in FIELDS:
+        assert torch.equal(getattr(after.state, name), getattr(state, name))
+
+
 def test_padding_changes_no_loss_and_no_gradient(own_model, prompts):
     ids, mask = padded(prompts, "left")
     labels = ids.masked_fill(mask == 0, -100)
@@ -323,6 +332,10 @@ def test_impossible_arguments_are_refused_by_name(model):
     ids = torch.tensor([TOKENS])
     with pytest.raises(TypeError, match="attenton_mask"):
         model.rwkv(ids, attenton_mask=ids)
+    with pytest.raises(TypeError, match="attenton_mask"):
+        model(ids, attenton_mask=ids)
+    with pytest.raises(TypeError, match="sate"):
+        RwkvForSequenceClassification(model.config)(ids, sate=None)
     with pytest.raises(UnavailableError, match="no attention maps"):
         model(ids, output_attentions=True)
     with pytest.raises(UnavailableError, match="state="):

@@ -135,8 +135,10 @@ def test_impossible_choices_are_errors_and_never_another_implementation():
     [
         ({"v": torch.zeros(1, 3, 3)}, "both must be the same"),
         ({"v": torch.zeros(1, 4, 3, dtype=torch.float32)}, "give one dtype"),
+        ({n: torch.zeros(1, 4, 3, dtype=torch.int64) for n in "kv"}, "keys are torch.int64"),
         ({"decay": torch.zeros(2)}, "decay is"),
         ({"state": (torch.zeros(2, 3),) * 3}, "state num is"),
+        ({"starts": torch.tensor([0, 4.0])}, "whole numbers"),
         ({"starts": torch.tensor([0, 3])}, "must rise from 0 to T"),
         ({"starts": torch.tensor([0, 3, 2, 4])}, "without decreasing"),
     ],

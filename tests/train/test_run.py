@@ -111,6 +111,26 @@ def test_a_half_written_checkpoint_is_not_gone_on_from_and_is_cleared_away(tmp_p
     assert not (out / ".checkpoint-being-written").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"model": {"vocab_size": 17, "hidden_size": 24}}, r"model\.hidden_size is 24, but .* 16"),
+        ({"data": {"context": 8}}, r"data\.context is 8, but .* 16"),
+        ({"run": {"batch": 2}}, r"run\.batch is 2, but .* 4"),
+    ],
+)
+def test_checkpoints_of_another_run_are_not_gone_on_from(tmp_path, change, problem):
+    train(recipe_of(tmp_path))
+    with pytest.raises(ConfigError, match=problem):
+        train(recipe_of(tmp_path, **change))
+    fresh = {**change, "run": {**change.get("run", {}), "resume": False, "steps": 3}}
+    train(recipe_of(tmp_path, **fresh))
+    assert losses(tmp_path / "out").keys() == {1, 2, 3}
+    assert [p.name for p in checkpoints(tmp_path / "out")] == ["checkpoint-3"]
+    aside = checkpoints(tmp_path / "out" / "earlier-1")
+    assert [p.name for p in aside] == ["checkpoint-4", "checkpoint-8"]
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_and_says_what_to_do(tmp_path):
     recipe = recipe_of(tmp_path)
     trainer = build_trainer(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -76,10 +77,17 @@ class _LazyGroup(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # Whoever read our output has enough of it. Python would complain once more when it
-            # flushes at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our output has enough of it.
+            _drop_output()
             raise typer.Exit(CLOSED_PIPE) from None
+        except OSError as error:
+            # Not foreseen by the command, such as a full disk under its output.
+            if ctx.params.get("debug"):
+                raise
+            where = f"{str(error.filename)[:200]}: " if error.filename is not None else ""
+            typer.echo(f"wkv: {where}{error.strerror or error}", err=True)
+            _drop_output()
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(
@@ -113,7 +121,16 @@ def _root(
 
 def main() -> None:
     """Entry point of the ``wkv`` script."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     app(prog_name="wkv")
+
+
+def _drop_output() -> None:
+    """Lead what is left in the buffer nowhere: Python would complain when it flushes at its end."""
+    with contextlib.suppress(OSError, ValueError):  # an output without a descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def installed_commands() -> list[str]:

@@ -234,6 +234,10 @@ def _model_and_prompt(
     if names and model is not None:
         raise typer.BadParameter(f"the model is given twice: {names[0]!r} and --model {model!r}")
     name = model if model is not None else (names[0] if names else None)
+    if name is None and not elsewhere and _is_model(words[0]):
+        raise typer.BadParameter(
+            f"{words[0]!r} is a model and there is no PROMPT (an empty one, '', begins a new text)"
+        )
     if prompt_ids is not None:
         try:
             return name, [int(i) for i in prompt_ids.replace(",", " ").split()]
@@ -246,6 +250,14 @@ def _model_and_prompt(
     if words[-1] == "-":
         return name, _read_text(Path("-"))
     return name, _unescaped(words[-1]) if escapes else words[-1]
+
+
+def _is_model(word: str) -> bool:
+    """Whether a lone argument is a model's file or folder, which nobody wants continued."""
+    word = os.path.expanduser(word)
+    if os.path.isfile(word):  # of any text, unlike Path's own, which fails on a long one
+        return word.endswith((".pth", ".bin", ".safetensors"))
+    return os.path.isfile(os.path.join(word, "config.json"))
 
 
 def _read_text(path: Path) -> str:
@@ -286,7 +298,7 @@ def _check_writable(path: Path) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise StateError(f"{path}: the folder {folder} does not exist")
-    if path.is_dir() or not os.access(folder, os.W_OK):
+    if (path.exists() and not path.is_file()) or not os.access(folder, os.W_OK):
         raise StateError(f"{path}: cannot be written")
 
 

@@ -23,6 +23,10 @@ def train(
             "--dry-run", help="Print parameters, tokens, memory and time, and train nothing."
         ),
     ] = False,
+    processes: Annotated[
+        int,
+        typer.Option("--processes", min=1, help="For --dry-run: processes that share the work."),
+    ] = 1,
 ) -> None:
     """Train or fine-tune as a recipe says, going on from the newest checkpoint of its output.
 
@@ -45,7 +49,7 @@ def train(
     if dry_run:
         from ..train.plan import plan as estimate
 
-        for line in estimate(plan).lines(plan.run.steps):
+        for line in estimate(plan, processes).lines(plan.run.steps):
             typer.echo(line)
         return
     on_terminal = sys.stderr.isatty()

@@ -26,6 +26,8 @@ OF_ATTENTION = (
     "past_key_values",
     "output_attentions",
 )
+# What Trainer hands to a model for its loss function.
+OF_LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..model.rwkv4 import Attention, Backbone, FeedForward
 from ..state import Fingerprint, State
 from .configuration import RwkvConfig
 from .generation import RwkvGenerationMixin
-from .inputs import OF_ATTENTION, Padding, as_torch_state, countable, packed_starts, refuse
+from .inputs import OF_LOSS, Padding, as_torch_state, countable, packed_starts, refuse
 
 
 @dataclass
@@ -238,11 +238,12 @@ class RwkvForCausalLM(RwkvPreTrainedModel, RwkvGenerationMixin):
             return_dict: as there.
             logits_to_keep: only the last so many positions' logits (0: all), or those of the
                 positions in a tensor.
-            kwargs: of the loss (``num_items_in_batch`` …).
+            kwargs: as there, and of the loss (``num_items_in_batch`` …).
 
         Returns:
             :class:`RwkvCausalLMOutput`.
         """
+        of_loss = {k: kwargs.pop(k) for k in OF_LOSS if k in kwargs}
         outputs = self.rwkv(
             input_ids,
             attention_mask,
@@ -251,7 +252,7 @@ class RwkvForCausalLM(RwkvPreTrainedModel, RwkvGenerationMixin):
             use_cache,
             output_hidden_states,
             True,
-            **{k: kwargs.pop(k) for k in OF_ATTENTION if k in kwargs},
+            **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.head(outputs.last_hidden_state[:, keep])
@@ -261,7 +262,7 @@ class RwkvForCausalLM(RwkvPreTrainedModel, RwkvGenerationMixin):
                 logits=logits,
                 labels=countable(labels, attention_mask),
                 vocab_size=self.config.vocab_size,
-                **kwargs,
+                **of_loss,
             )
         output = RwkvCausalLMOutput(loss, logits, outputs.state, outputs.hidden_states)
         as_dict = self.config.return_dict if return_dict is None else return_dict
@@ -301,7 +302,7 @@ class RwkvForSequenceClassification(RwkvPreTrainedModel):
                 ``config.problem_type`` or their dtype chooses the loss.
             output_hidden_states: as there.
             return_dict: as there.
-            kwargs: of the loss.
+            kwargs: as there, and of the loss.
 
         Returns:
             transformers' ``SequenceClassifierOutput``.
@@ -313,6 +314,7 @@ class RwkvForSequenceClassification(RwkvPreTrainedModel):
         ):
             real = input_ids != self.config.pad_token_id
             attention_mask = real.flip(1).cummax(1).values.flip(1)
+        of_loss = {k: kwargs.pop(k) for k in OF_LOSS if k in kwargs}
         outputs = self.rwkv(
             input_ids,
             attention_mask,
@@ -321,13 +323,13 @@ class RwkvForSequenceClassification(RwkvPreTrainedModel):
             False,
             output_hidden_states,
             True,
-            **{k: kwargs.pop(k) for k in OF_ATTENTION if k in kwargs},
+            **kwargs,
         )
         logits = self.score(outputs.last_hidden_state[:, -1])  # the last real token of each row
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, pooled_logits=logits, config=self.config, **kwargs
+                logits=logits, labels=labels, pooled_logits=logits, config=self.config, **of_loss
             )
         output = SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states

@@ -53,9 +53,9 @@ def token_shift(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each token's predecessor [B, T, D], and the last token of each sequence [B, D]."""
     last = last.to(x.dtype)
+    if x.shape[1] == 0:
+        return x, last
     if packing is None:
-        if x.shape[1] == 0:
-            return x, last
         return torch.cat([last[:, None], x[:, :-1]], 1), x[:, -1]
     previous = F.pad(x, (0, 0, 1, -1)).index_copy(1, packing.heads, last[packing.rows][None])
     return previous, last.index_copy(0, packing.rows, x[0, packing.tails])

@@ -108,6 +108,8 @@ def _check(k: Any, v: Any, decay: Any, first: Any, state: Any, starts: Any) -> N
         )
     if v.dtype != k.dtype:
         raise ShapeError(f"keys are {k.dtype} and values {v.dtype}: give one dtype")
+    if not k.dtype.is_floating_point:
+        raise ShapeError(f"keys are {k.dtype}: give floating-point numbers")
     channels = k.shape[2]
     for name, x in (("decay", decay), ("first", first)):
         if tuple(x.shape) != (channels,):
@@ -118,6 +120,8 @@ def _check(k: Any, v: Any, decay: Any, first: Any, state: Any, starts: Any) -> N
             raise ShapeError(f"packed sequences need a batch of 1, got {k.shape[0]}")
         if starts.ndim != 1 or starts.numel() < 2:
             raise ShapeError(f"starts is {tuple(starts.shape)}: expected [N+1] offsets, N ≥ 1")
+        if starts.dtype.is_floating_point:
+            raise ShapeError(f"starts is {starts.dtype}: offsets are whole numbers")
         offsets = starts.tolist()
         if offsets[0] != 0 or offsets[-1] != k.shape[1] or offsets != sorted(offsets):
             raise ShapeError(

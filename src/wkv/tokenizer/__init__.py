@@ -80,7 +80,7 @@ def find_tokenizer(folder: str | os.PathLike[str] | None, vocab_size: int) -> To
                     f"vocabulary {vocab_size}: they do not belong together"
                 )
             return found
-        looked.append(f"{', '.join(_names())} in {folder}")
+        looked.append(f"{', '.join(_names())} in {Path(folder).absolute()}")
     if vocab_size == WORLD_VOCAB_SIZE:
         return WorldTokenizer()
     if vocab_size in (256, 257):

@@ -27,6 +27,7 @@ class Plan:
     trainable: int
     tokens_per_step: int
     tokens: int
+    processes: int = 1
     corpus_tokens: int | None = None
     memory: dict[str, int] = field(default_factory=dict)
     step_seconds: float | None = None
@@ -44,7 +45,12 @@ class Plan:
             tokens += "; the corpus is not tokenised yet"
         out.append(tokens)
         total = sum(self.memory.values())
-        out.append(f"memory       {_size(total)} a process, without sharding")
+        memory = f"memory       {_size(total)} a process"
+        if self.processes > 1:
+            fixed = sum(_fixed(self.parameters, self.trainable).values())
+            shared = total - fixed + fixed / self.processes
+            memory += f", {_size(shared)} in pieces over {self.processes} (FSDP2)"
+        out.append(memory)
         out += [f"  {name:<22}{_size(n)}" for name, n in self.memory.items()]
         if self.step_seconds is None:
             out.append(f"time         not measured: {self.not_measured}")
@@ -68,7 +74,8 @@ def plan(recipe: Recipe, processes: int = 1) -> Plan:
     run, context = recipe.run, recipe.data.context
     config = architecture(recipe)
     per_step = run.batch * run.accumulate * processes * context
-    found = Plan(config.parameters, config.parameters, per_step, per_step * run.steps)
+    tokens = per_step * run.steps
+    found = Plan(config.parameters, config.parameters, per_step, tokens, processes)
     found.corpus_tokens = _corpus_tokens(recipe)
     # Weights, gradients and Adam's two moments, all in float32.
     need = 16 * config.parameters

@@ -160,7 +160,8 @@ class RunRecipe:
         evaluate_every: steps between validations; 0 is never.
         report_to: ``"tensorboard"``.
         quiet: no progress bar.
-        resume: go on from the newest checkpoint in ``output``, if there is one.
+        resume: go on from the newest checkpoint in ``output``, if there is one. False begins anew
+            and moves those that are there to ``earlier-N``.
         keep_best: save where the validation loss is the lowest so far, and keep that too.
         nonfinite: what a loss or gradient of NaN or infinity does: ``"stop"`` the run with the
             batch saved, or ``"skip"`` the step (the batch is saved too).

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback
 
-from ..errors import UnavailableError
+from ..errors import ConfigError, UnavailableError
 from ..tokenizer import Tokenizer
 from .build import (
     architecture,
@@ -103,14 +103,21 @@ def train(
 
     Raises:
         NonFiniteError: see ``run.nonfinite``.
+        ConfigError: the checkpoints to go on from are of another model, corpus or batch.
         OutOfMemoryError: the message says which setting to lower.
         CheckpointError: a checkpoint could not be written; older ones are as they were.
     """
     output = Path(recipe.run.output)
     output.mkdir(parents=True, exist_ok=True)
     trainer = build_trainer(recipe, progress)
-    found = checkpoints(output) if recipe.run.resume else []
-    first = trainer.is_world_process_zero()
+    found, first = checkpoints(output), trainer.is_world_process_zero()
+    if found and recipe.run.resume:
+        _check_same_run(output / "recipe.json", recipe)
+    elif found:
+        trainer.accelerator.wait_for_everyone()
+        if first:
+            _set_aside(found)
+        found = []
     if first:
         (output / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1) + "\n")
     try:
@@ -124,6 +131,37 @@ def train(
         result = {**metrics, "loss_by_position": getattr(trainer, "loss_by_position", [])}
         (output / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
     return trainer, metrics
+
+
+def _check_same_run(path: Path, recipe: Recipe) -> None:
+    """What the newest checkpoint has learnt from what must be what the recipe goes on with."""
+    if not path.is_file():
+        return
+    old = json.loads(path.read_text(encoding="utf-8"))
+    new = json.loads(json.dumps(recipe.to_dict()))
+    free = {"data": {"workers", "cache", "validation"}, "tune": {"merge", "lora"}}
+    fixed = {"run": ("batch", "accumulate", "seed")}
+    for section in ("model", "start", "data", "tune", "run"):
+        a, b = old.get(section), new[section]
+        if not (isinstance(a, dict) and isinstance(b, dict)):
+            a, b = {"": a}, {"": b}
+        for key in fixed.get(section, b):
+            if key not in free.get(section, ()) and key in a and a[key] != b[key]:
+                raise ConfigError(
+                    f"{f'{section}.{key}'.strip('.')} is {b[key]!r}, but the checkpoints in "
+                    f"{path.parent} are of a run with {a[key]!r}: choose another run.output, or "
+                    "set run.resume=false to begin anew there"
+                )
+
+
+def _set_aside(found: list[Path]) -> None:
+    """Checkpoints of an earlier run out of the way of a new one, which counts from 0 again."""
+    number = 1
+    while (folder := found[0].with_name(f"earlier-{number}")).exists():
+        number += 1
+    folder.mkdir()
+    for path in found:
+        path.rename(folder / path.name)
 
 
 def _leave(trainer: RecipeTrainer, output: Path) -> None:
