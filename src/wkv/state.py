@@ -64,6 +64,8 @@ class Fingerprint:
 
     def matches(self, other: Fingerprint) -> bool:
         """Whether both were taken from the same model, up to the rounding of its weights."""
+        if self is other:
+            return True
         if self.shape != other.shape or len(self.probe) != len(other.probe):
             return False
         return bool(np.allclose(self.probe, other.probe, rtol=2**-7, atol=1e-5))
