@@ -7,6 +7,15 @@
 
 #include "engine/format.hpp"
 
+// Wider vectors where there are any; without fused multiply-adds (see CMakeLists.txt) every clone
+// gives the same bits. Sanitizers start too late for the loader's choice between clones.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define WKV_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WKV_CLONES
+#endif
+
 namespace wkv::engine {
 
 namespace {
@@ -19,43 +28,49 @@ struct FourBits {
   uint8_t nibble[64] = {};
 };
 
-// 64 columns in lockstep, so that the compiler makes vectors of it.
-float assign(const float* x, const float* w, float scale, float offset, float* q) {
-  const float inverse = scale != 0 ? 1 / scale : 0;
-  float error[16] = {};
-  for (int i = 0; i < 64; i += 16)
-    for (int j = 0; j < 16; ++j) {
-      float n = (x[i + j] - offset) * inverse;
-      n = std::min(15.0f, std::max(0.0f, n));
-      n = float(int(n + 0.5f));
-      q[i + j] = n;
-      const float d = x[i + j] - (scale * n + offset);
-      error[j] += w[i + j] * d * d;
-    }
-  float total = 0;
-  for (float e : error) total += e;
-  return total;
+// Sums of 64 terms by sixteen partial sums: a fixed order that vectors of any width keep.
+inline float fold(const float* terms) {
+  float part[16];
+  for (int j = 0; j < 16; ++j) part[j] = (terms[j] + terms[16 + j]) + (terms[32 + j] + terms[48 + j]);
+  for (int j = 0; j < 8; ++j) part[j] += part[8 + j];
+  for (int j = 0; j < 4; ++j) part[j] += part[4 + j];
+  return (part[0] + part[2]) + (part[1] + part[3]);
 }
 
-// Weighted least squares of x ≈ scale·q + offset for the given q.
-bool solve(const float* x, const float* w, const float* q, float& scale, float& offset) {
-  float s[5][16] = {};
-  for (int i = 0; i < 64; i += 16)
-    for (int j = 0; j < 16; ++j) {
-      const float wi = w[i + j], qi = q[i + j], xi = x[i + j];
-      s[0][j] += wi;
-      s[1][j] += wi * qi;
-      s[2][j] += wi * qi * qi;
-      s[3][j] += wi * xi;
-      s[4][j] += wi * qi * xi;
-    }
-  double t[5] = {};
-  for (int i = 0; i < 5; ++i)
-    for (int j = 0; j < 16; ++j) t[i] += double(s[i][j]);
-  const double determinant = t[0] * t[2] - t[1] * t[1];
-  if (!(determinant > 1e-12 * t[0] * t[2])) return false;
-  scale = float((t[0] * t[4] - t[1] * t[3]) / determinant);
-  offset = float((t[3] * t[2] - t[1] * t[4]) / determinant);
+// The nearest steps q of scale·q + offset, and the weighted squared error.
+WKV_CLONES float assign(const float* __restrict x, const float* __restrict w, float scale, float offset,
+                        float* __restrict q) {
+  const float inverse = scale != 0 ? 1 / scale : 0;
+  float error[64];
+  for (int i = 0; i < 64; ++i) {
+    float n = (x[i] - offset) * inverse;
+    n = n > 0.0f ? n : 0.0f;
+    n = n < 15.0f ? n : 15.0f;
+    q[i] = float(int(n + 0.5f));
+    const float d = x[i] - (scale * q[i] + offset);
+    error[i] = w[i] * d * d;
+  }
+  return fold(error);
+}
+
+// Weighted least squares of x ≈ scale·q + offset for the given q, around the means.
+WKV_CLONES bool solve(const float* __restrict x, const float* __restrict w, const float* __restrict q,
+                      float& scale, float& offset) {
+  float wq[64], wx[64];
+  for (int i = 0; i < 64; ++i) {
+    wq[i] = w[i] * q[i];
+    wx[i] = w[i] * x[i];
+  }
+  const float total = fold(w), mean_q = fold(wq) / total, mean_x = fold(wx) / total;
+  for (int i = 0; i < 64; ++i) {
+    const float d = q[i] - mean_q;
+    wx[i] = w[i] * d * (x[i] - mean_x);
+    wq[i] = w[i] * d * d;
+  }
+  const float spread = fold(wq);
+  if (!(total > 0 && spread > 1e-9f * total)) return false;
+  scale = fold(wx) / spread;
+  offset = mean_x - scale * mean_q;
   return std::isfinite(scale) && std::isfinite(offset);
 }
 
