@@ -8,7 +8,7 @@ namespace wkv::engine {
 namespace {
 
 // Rows of a chunk: its quantized hidden vectors should stay in a core's own cache.
-constexpr int kChunk = 256;
+constexpr int kChunk = 128;
 // A sparse product reads scattered lines: it must skip this share to be worth it.
 constexpr float kSparse = 0.6f;
 constexpr uint32_t kMeasureEvery = 16;  // single tokens between two looks at a dense layer's zeros
