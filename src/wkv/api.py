@@ -159,6 +159,12 @@ class LanguageModel:
             prefill_chunk,
             logprobs,
         )
+        for token in set(how.stop_tokens).difference(self.stop_tokens):
+            if token >= self.config.vocab_size:
+                raise ConfigError(
+                    f"stop_tokens names token {token}: this model's ids run to "
+                    f"{self.config.vocab_size - 1}"
+                )
         tokenizer = self.tokenizer if self.has_tokenizer else None
         return TextStream(
             self.engine, Continuation(ids, state, tokenizer, how, sampling, logits=logits)
