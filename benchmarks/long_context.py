@@ -98,6 +98,7 @@ def main() -> None:
                     f"{found['peak_mib']:,.0f}",
                 ]
             )
+            print(*rows[-1], sep="\t", file=sys.stderr, flush=True)
     title = f"Long contexts, 4.5M parameters, chunks of {args.chunk}, {machine()}"
     report(title, ["context", "gradients", "tokens/s", "peak MiB"], rows, args.json)
 
