@@ -349,12 +349,6 @@ def test_it_is_an_engine(engines):
     assert engines("q4").format == "q4"
 
 
-def test_the_format_follows_the_stored_dtype(tmp_path, tiny_config):
-    weights = random_weights(tiny_config)
-    half = {n: w.astype(np.float16) for n, w in weights.items()}
-    assert load_format(write_checkpoint(tmp_path, tiny_config, half)).format == "bf16"
-
-
 def test_tied_embeddings_share_one_matrix(tmp_path):
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True
