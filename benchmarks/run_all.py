@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 RUNS = (
     ("wkv_operator.py",),
     ("training_step.py", "--context", "512", "--rounds", "3"),
+    ("long_context.py",),
     ("parity.py",),
     ("parity_formats.py",),
     ("convert_memory.py", "--size", "3b"),

@@ -1,4 +1,4 @@
-"""Text from a pipeline. ``python examples/hf_pipeline.py [MODEL]``: a folder or a name on the Hub."""
+"""Text from a pipeline: ``python examples/hf_pipeline.py [MODEL]``, a folder or a Hub name."""
 
 import sys
 

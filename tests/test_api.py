@@ -221,6 +221,8 @@ def test_the_end_of_text_stops_unless_told_otherwise(model, mute):
     ended = model.generate("a", logit_bias=bias)
     assert (ended.ids, ended.stop) == ((), 0)
     assert model.generate("a", logit_bias=bias, stop_tokens=(), max_tokens=3).ids == (0, 0, 0)
+    with pytest.raises(ConfigError, match="stop_tokens names token 999: this model's ids run to"):
+        model.generate("a", stop_tokens=[999])
 
 
 def test_special_tokens_in_a_prompt_are_text_unless_asked(model):

@@ -159,6 +159,12 @@ class LanguageModel:
             prefill_chunk,
             logprobs,
         )
+        for token in set(how.stop_tokens).difference(self.stop_tokens):
+            if token >= self.config.vocab_size:
+                raise ConfigError(
+                    f"stop_tokens names token {token}: this model's ids run to "
+                    f"{self.config.vocab_size - 1}"
+                )
         tokenizer = self.tokenizer if self.has_tokenizer else None
         return TextStream(
             self.engine, Continuation(ids, state, tokenizer, how, sampling, logits=logits)
@@ -256,8 +262,9 @@ def load(
         path_or_repo: a file or folder of any supported format, or the name of a repository on the
             Hugging Face Hub (``"RWKV/rwkv-4-169m-pile"``); None is the bundled model.
         device: a torch device for engine ``"torch"``; None is the CPU.
-        dtype: of the weights in memory (``"float32"``, ``"bfloat16"`` …); None lets the engine
-            choose.
+        dtype: of the weights in memory (``"float32"``, ``"bfloat16"`` …); None holds the stored
+            ones exactly. The native engine has no float16, so it keeps such weights in float32:
+            ``"bfloat16"`` takes half the memory and time, and rounds them.
         engine: ``"native"`` (the CPU engine of this package), ``"torch"``, or ``"auto"``: native
             where it is built and nothing asks for torch. A name is taken at its word.
         quant: ``"q8"`` or ``"q4"`` quantizes matrices on loading (native engine).

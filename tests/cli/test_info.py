@@ -28,8 +28,15 @@ def test_a_model_is_told_in_lines(tmp_path):
     assert shown["sizes"] == "hidden 32, attention 32, feed-forward 128"
     assert shown["vocabulary"] == "50"
     assert shown["context"] == "trained on 4096 tokens"
-    assert shown["tokenizer"] == "none found beside it"
+    assert shown["tokenizer"] == "no tokenizer for a vocabulary of 50"
     assert shown["bfloat16"].startswith(f"{CONFIG.parameters:,} parameters")
+
+
+def test_a_damaged_tokenizer_is_told_from_a_missing_one(tmp_path):
+    save_pth(tmp_path / "m.pth", WEIGHTS)
+    (tmp_path / "tokenizer.json").write_text("{")
+    shown = lines(info(tmp_path / "m.pth").stdout)
+    assert shown["tokenizer"].startswith(f"{tmp_path / 'tokenizer.json'}: ")
 
 
 def test_every_precision_and_shard_is_told(tmp_path):

@@ -15,7 +15,7 @@ from tests.engine.conftest import write_checkpoint
 from tests.oracles import rwkv_float64
 from tests.oracles.models import random_weights, torch_model
 from wkv import _native
-from wkv.checkpoint import open_checkpoint
+from wkv.checkpoint import convert, open_checkpoint
 from wkv.config import ModelConfig
 from wkv.engine.native import Cancel, NativeEngine, load_format, load_native
 from wkv.engine.protocol import Engine
@@ -349,12 +349,6 @@ def test_it_is_an_engine(engines):
     assert engines("q4").format == "q4"
 
 
-def test_the_format_follows_the_stored_dtype(tmp_path, tiny_config):
-    weights = random_weights(tiny_config)
-    half = {n: w.astype(np.float16) for n, w in weights.items()}
-    assert load_format(write_checkpoint(tmp_path, tiny_config, half)).format == "bf16"
-
-
 def test_tied_embeddings_share_one_matrix(tmp_path):
     config = ModelConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, tie_word_embeddings=True
@@ -374,6 +368,14 @@ def test_tied_embeddings_share_one_matrix(tmp_path):
 def test_unknown_options_are_refused(tiny_folder, option, value):
     with pytest.raises(ConfigError):
         load_format(tiny_folder, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("stored", "format"), [("float32", "f32"), ("float16", "f32"), ("bfloat16", "bf16")]
+)
+def test_weights_are_never_rounded_unasked(stored, format, tiny_folder, tmp_path):
+    convert(tiny_folder, tmp_path / "m", dtype=stored)
+    assert load_native(tmp_path / "m").format == format
 
 
 def test_loading_by_dtype_or_quantization(tiny_folder):

@@ -58,10 +58,11 @@ def _describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
         counts[dtype] += prod(checkpoint.shapes[name])
         sizes[dtype] += checkpoint.tensors[name].nbytes
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    tokenizer = problem = None
     try:
         tokenizer = tokenizers.find_tokenizer(folder, config.vocab_size).name
-    except TokenizerError:
-        tokenizer = None
+    except TokenizerError as error:  # nothing there, or something damaged
+        problem = str(error)
     return {
         "kind": "model",
         "path": str(checkpoint.path),
@@ -76,6 +77,7 @@ def _describe_model(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": config.to_dict(),
         "vocabulary": _VOCABULARIES.get(config.vocab_size),
         "tokenizer": tokenizer,
+        "tokenizer_problem": problem,
         "metadata": checkpoint.metadata,
     }
 

@@ -46,7 +46,8 @@ def _model(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     known = found["vocabulary"]
     yield "vocabulary", f"{config['vocab_size']}{f', {known}' if known else ''}"
     yield "context", f"trained on {config['context_length']} tokens"
-    yield "tokenizer", found["tokenizer"] or "none found beside it"
+    # The rest of the message is advice for whoever wants text.
+    yield "tokenizer", found["tokenizer"] or found["tokenizer_problem"].partition("; ")[0]
     for dtype, part in found["dtypes"].items():
         yield dtype, f"{part['parameters']:,} parameters, {_bytes(part['bytes'])}"
     yield "bytes", f"{found['bytes']:,} ({_bytes(found['bytes'])})"

@@ -25,8 +25,8 @@ def quantize(
         str,
         typer.Option(
             "--format",
-            help="q4 (4.5 bits a weight), q8 (8.25), bf16 or f32. The last two lose nothing to "
-            "weights of 16 and 32 bits and load at once.",
+            help="q4 (4.5 bits a weight), q8 (8.25), bf16 or f32; bf16 is exact for bfloat16 "
+            "weights, f32 for all.",
         ),
     ] = "q4",
     keep: Annotated[

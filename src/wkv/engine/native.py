@@ -198,7 +198,7 @@ def load_format(
         source: a folder of :func:`wkv.checkpoint.quantized.quantize`, which is mapped, or anything
             that :func:`wkv.checkpoint.open_checkpoint` opens, which is packed into memory.
         format: ``"f32"``, ``"bf16"``, ``"q8"`` or ``"q4"``; None is the folder's own, and for other
-            checkpoints bf16 where matrices are stored in 16 bits, else f32.
+            checkpoints what holds their weights exactly: bf16 for bfloat16, f32 for all others.
         threads: by default one for each CPU that this process may use.
         instruction_set: by default the best one of this CPU.
 
@@ -223,7 +223,7 @@ def load_format(
         checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
         config = checkpoint.config
         if format is None:
-            format = "bf16" if checkpoint.dtype in ("bfloat16", "float16") else "f32"
+            format = "bf16" if checkpoint.dtype == "bfloat16" else "f32"
         matrices, vectors = {}, {}
         for name, shape in checkpoint.shapes.items():
             if not is_matrix(shape):

@@ -113,8 +113,8 @@ def train(
     found, first = checkpoints(output), trainer.is_world_process_zero()
     if found and recipe.run.resume:
         _check_same_run(output / "recipe.json", recipe)
-    elif found:
-        trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.wait_for_everyone()  # all have looked before anything there changes
+    if found and not recipe.run.resume:
         if first:
             _set_aside(found)
         found = []

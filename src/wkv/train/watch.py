@@ -88,8 +88,9 @@ class Watch(TrainerCallback):
         rate = self._tokens * self._steps / max(self._seconds, 1e-9)
         share = rate * self._operations / args.world_size / (self._peak or 1.0)
         self._trainer.extra_logs = {"tokens_per_second": rate, "peak_share": share}
-        if control.should_save:
-            # A line ends at each checkpoint, so that a resumed run's lines are the same.
+        if control.should_save or control.should_evaluate:
+            # A line ends wherever a checkpoint may be written (a validation may be the best so
+            # far), so that a resumed run's lines are the same.
             control.should_log = True
         if self._bar:
             self._bar.update(state.global_step - self._bar.n)
