@@ -224,6 +224,7 @@ class RwkvGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         synced_gpus: bool = False,
         streamer: Any = None,
+        tokenizer: Any = None,  # given to every loop; stop strings already have it
         **model_kwargs: Any,
     ) -> Any:
         """Greedy search and sampling."""
@@ -273,6 +274,7 @@ class RwkvGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         synced_gpus: bool = False,
         streamer: Any = None,
+        tokenizer: Any = None,  # given to every loop; stop strings already have it
         **model_kwargs: Any,
     ) -> Any:
         """Prompt lookup: drafts what followed the last words before; verifies it in one call.
@@ -352,6 +354,7 @@ class RwkvGenerationMixin(GenerationMixin):
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         synced_gpus: bool = False,
+        tokenizer: Any = None,  # given to every loop; stop strings already have it
         **model_kwargs: Any,
     ) -> Any:
         """transformers' beam search; the state of the chosen beams is read anew from the start."""
