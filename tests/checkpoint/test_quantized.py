@@ -15,11 +15,11 @@ from tests.engine.conftest import write_checkpoint
 from tests.oracles.models import random_weights
 from wkv import _native
 from wkv.checkpoint import open_checkpoint
-from wkv.checkpoint.packed import FORMATS, is_matrix, pack_matrix
+from wkv.checkpoint.packed import FORMATS, default_formats, is_matrix, pack_matrix
 from wkv.checkpoint.quantized import open_quantized, quantization_of, quantize
 from wkv.config import ModelConfig
 from wkv.engine.native import load_format
-from wkv.errors import CheckpointError, ConfigError, WkvError
+from wkv.errors import CheckpointError, ConfigError, ShapeError, WkvError
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,8 @@ def test_every_tensor_comes_back(source, folder):
     with open_checkpoint(source) as checkpoint:
         for name, shape in checkpoint.shapes.items():
             if is_matrix(shape):
-                want = pack_matrix(checkpoint, name, folder.name, threads=1)
+                kind = default_formats(opened.config, folder.name).get(name, folder.name)
+                want = pack_matrix(checkpoint, name, kind, threads=1)
                 assert opened.matrices[name][1:] == want[1:]
                 assert np.array_equal(opened.matrices[name].data, want.data)
             else:
@@ -104,10 +105,12 @@ def test_the_file_is_ordinary_safetensors(folder):
 def test_the_folder_says_how_it_was_packed(folder, source):
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "rwkv"
+    exceptions = {"emb.weight": "q8", "head.weight": "q8"}
     assert config["quantization_config"] == {
         "quant_method": "wkv",
         "version": 1,
         "format": folder.name,
+        **({"formats": exceptions} if folder.name == "q4" else {}),
     }
     assert quantization_of(source) is None
 
@@ -116,8 +119,55 @@ def test_sizes_are_what_the_formats_promise(tmp_path):
     config = ModelConfig(vocab_size=512, hidden_size=256, num_hidden_layers=1)
     source = write_checkpoint(tmp_path, config)
     for format, most in (("q4", 4.75), ("q8", 8.5), ("bf16", 16.3), ("f32", 32.0)):
-        done = quantize(source, tmp_path / format, format=format)
+        all_the_same = {"emb.weight": format, "head.weight": format}
+        done = quantize(source, tmp_path / format, format=format, formats=all_the_same)
         assert done.bits_per_weight <= most
+
+
+def test_four_bits_spare_the_embedding_and_the_head_of_a_small_vocabulary():
+    def kept(**numbers):
+        return default_formats(ModelConfig(hidden_size=32, num_hidden_layers=1, **numbers), "q4")
+
+    assert kept(vocab_size=4096) == {"emb.weight": "q8", "head.weight": "q8"}
+    assert kept(vocab_size=50277) == {"emb.weight": "q8"}
+    # One matrix is both, and the head reads all of it.
+    assert kept(vocab_size=4096, tie_word_embeddings=True) == {"emb.weight": "q8"}
+    assert kept(vocab_size=50277, tie_word_embeddings=True) == {}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_calibrated_four_bits_have_the_same_form_and_a_smaller_error(tmp_path, tied):
+    config = ModelConfig(
+        vocab_size=97, hidden_size=64, num_hidden_layers=2, tie_word_embeddings=tied
+    )
+    weights = random_weights(config)
+    if tied:
+        weights["head.weight"] = weights["emb.weight"]
+    source = write_checkpoint(tmp_path, config, weights)
+    ids = np.random.default_rng(0).integers(0, 97, (16, 128))
+    formats = {"blocks.1.att.key.weight": "q8"}
+    plain = quantize(source, tmp_path / "plain", formats=formats)
+    fitted = quantize(source, tmp_path / "fitted", formats=formats, calibration=ids)
+    assert fitted.nbytes == plain.nbytes
+    header = (tmp_path / "plain" / "model.safetensors").read_bytes()[:4096]
+    assert (tmp_path / "fitted" / "model.safetensors").read_bytes()[:4096] == header
+    test = np.random.default_rng(1).integers(0, 97, (4, 32)).tolist()
+    exact, _ = load_format(source, format="f32").forward(test, logits="all")
+
+    def error(path):
+        return np.square(load_format(path).forward(test, logits="all")[0] - exact).mean()
+
+    assert error(tmp_path / "fitted") < error(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [np.zeros(5, np.int64), np.zeros((0, 4), np.int64), np.full((1, 4), 10**6), np.ones((2, 2))],
+)
+def test_calibration_that_is_no_tokens_of_the_model_is_refused(source, tmp_path, ids):
+    with pytest.raises(ShapeError, match="calibration"):
+        quantize(source, tmp_path / "q", calibration=ids)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_exceptions_keep_their_own_format(source, tmp_path):
@@ -149,7 +199,7 @@ def test_tied_embeddings_are_stored_once(tmp_path):
 def test_progress_reaches_the_whole(source, tmp_path):
     seen = []
     done = quantize(source, tmp_path / "q", progress=lambda *step: seen.append(step))
-    assert seen[-1][0] == seen[-1][1] - (done.nbytes - seen[-1][0])
+    assert seen[-1][0] == seen[-1][1] == done.nbytes
     assert [s[0] for s in seen] == sorted(s[0] for s in seen)
 
 

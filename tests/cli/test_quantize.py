@@ -49,9 +49,29 @@ def test_keep_gives_a_tensor_its_own_format(source, tmp_path):
     assert load_format(tmp_path / "q").format == "q4"
 
 
+def test_four_bits_are_calibrated_with_a_text_or_the_models_own(source, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    files = {}
+    for how in ("own", "none", str(text)):
+        done = run(source, tmp_path / "q", "--calibrate", how, "--force")
+        assert done.exit_code == 0, done.output
+        files[how] = (tmp_path / "q" / "model.safetensors").read_bytes()
+    assert len(set(files.values())) == 3
+    run(source, tmp_path / "q", "--force")
+    assert (tmp_path / "q" / "model.safetensors").read_bytes() == files["own"]
+
+
 @pytest.mark.parametrize(
     "options",
-    [("--format", "q2"), ("--keep", "head.weight"), ("--threads", "0"), ("--eval", "no-such-file")],
+    [
+        ("--format", "q2"),
+        ("--keep", "head.weight"),
+        ("--threads", "0"),
+        ("--eval", "no-such-file"),
+        ("--calibrate", "no-such-file"),
+        ("--calibrate", __file__, "--format", "q8"),
+    ],
 )
 def test_bad_options_write_nothing(source, tmp_path, options):
     done = run(source, tmp_path / "q", *options)

@@ -105,11 +105,12 @@ def test_quantized_weights_are_the_only_approximation_beside_rounded_inputs(
     engine = load_format(tiny_folder, format=format, threads=1, instruction_set=isa)
     weights = {}
     with open_checkpoint(tiny_folder) as checkpoint:
-        from wkv.checkpoint.packed import is_matrix, pack_matrix
+        from wkv.checkpoint.packed import default_formats, is_matrix, pack_matrix
 
+        kinds = default_formats(tiny_config, format)
         for name, shape in checkpoint.shapes.items():
             if is_matrix(shape):
-                packed = pack_matrix(checkpoint, name, format, threads=1)
+                packed = pack_matrix(checkpoint, name, kinds.get(name, format), threads=1)
                 weights[name] = _native.unpack(tuple(packed))
             else:
                 weights[name] = checkpoint.tensor(name)

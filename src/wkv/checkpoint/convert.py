@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import tokenizer as tokenizers
 from ..atomic import new_file, new_folder
-from ..errors import CheckpointError, ConfigError, TokenizerError
+from ..errors import CheckpointError, ConfigError
 from . import ggml, huggingface, pth, rwkv_cpp
 from .checkpoint import Checkpoint, open_checkpoint, open_lora
 from .dtypes import STORAGE, canonical
+from .folder import replaced, write_tokenizer
 from .tensors import Planned, chunks
 
 FORMATS = ("hf", "pth", "rwkv.cpp")
@@ -24,10 +23,6 @@ Progress = Callable[[int, int, str], None]
 
 _SUFFIXES = {".pth": "pth", ".pt": "pth", ".bin": "rwkv.cpp"}
 _OTHER_SUFFIXES = {".safetensors", ".gguf", ".ggml", ".ckpt", ".onnx", ".json", ".zip"}
-_REPLACED = re.compile(
-    r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
-    r"|(generation_)?config\.json"
-)
 
 
 @dataclass(frozen=True)
@@ -176,59 +171,14 @@ def _write_hf(
     overwrite: bool,
     total: int,
 ) -> tuple[list[Path], list[str]]:
-    def replaced(name: str) -> bool:
-        return _REPLACED.fullmatch(name) is not None
-
     with new_folder(destination, overwrite=overwrite, size=total, replaces=replaced) as folder:
-        notes = _write_tokenizer(checkpoint, folder, tokenizer)
+        notes = write_tokenizer(checkpoint, folder, tokenizer)
         huggingface.write_folder(folder, checkpoint.config, planned, feed, max_shard_size)
         generation = checkpoint.path / "generation_config.json"
         if checkpoint.format == "hf" and generation.is_file():
             shutil.copyfile(generation, folder / generation.name)
         names = sorted(p.name for p in folder.iterdir())
     return [destination / name for name in names], notes
-
-
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path, wanted: str | Path | None) -> list[str]:
-    """The tokenizer's files; what is to be said where there is none."""
-    vocabulary = checkpoint.config.vocab_size
-    source = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    if wanted is None and checkpoint.format == "hf":
-        copied = [n for n in huggingface.TOKENIZER_FILES if (source / n).is_file()]
-        for name in (*copied, *(p.name for p in source.glob("*vocab*.txt"))):
-            shutil.copyfile(source / name, folder / name)
-        if copied:
-            return []
-    try:
-        if wanted is not None:
-            found = tokenizers.load_tokenizer(str(wanted))
-            if found.vocab_size > vocabulary:
-                raise ConfigError(
-                    f"tokenizer {found.name} of {wanted} has {found.vocab_size} ids, the model "
-                    f"{vocabulary}: they do not belong together"
-                )
-        else:
-            found = tokenizers.find_tokenizer(source, vocabulary)
-    except TokenizerError:
-        if wanted is not None:
-            raise
-        return [
-            f"written without a tokenizer: none in {source} for a vocabulary of {vocabulary}; "
-            "name it with --tokenizer_file (tokenizer=)"
-        ]
-    found.save(folder)
-    if isinstance(found, tokenizers.ByteTokenizer):
-        return []
-    world = isinstance(found, tokenizers.WorldTokenizer)
-    config = {
-        "tokenizer_class": "RwkvWorldTokenizer" if world else "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
-    end = next((t for t, i in found.special_tokens.items() if i == found.end_of_text), None)
-    if end is not None:
-        config |= {"bos_token": end, "eos_token": end, "unk_token": end}
-    huggingface.write_json(folder / "tokenizer_config.json", config)
-    return []
 
 
 def require_size(checkpoint: Checkpoint, size: str) -> None:

@@ -9,13 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import _native
+from ..config import ModelConfig
 from ..errors import ConfigError
 from .checkpoint import Checkpoint
 from .names import split_block
 from .tensors import CHUNK, StoredTensor, read
 
 FORMATS = ("f32", "bf16", "q8", "q4")
+SMALL_VOCABULARY = 16384
 _ROWS = 16  # rows of a panel, times lanes
+_STEPS = 8  # lines of a q4 block, after one of scales and offsets
+Q4_GROUP = 64  # columns of a q4 block, which share a scale and an offset
 
 
 class PackedMatrix(NamedTuple):
@@ -28,11 +32,39 @@ class PackedMatrix(NamedTuple):
     lanes: int
 
 
+class Q4Values(NamedTuple):
+    """A matrix in 4 bits: weight = scale · value + offset, both exact in bfloat16."""
+
+    values: np.ndarray  # uint8 [rows, cols], 0 to 15
+    scale: np.ndarray  # float32 [rows, groups]
+    offset: np.ndarray  # float32 [rows, groups]
+
+    def weights(self) -> np.ndarray:
+        """The weights that the values stand for: float32 [rows, cols]."""
+        cols = self.values.shape[1]
+        scale = np.repeat(self.scale, Q4_GROUP, axis=1)[:, :cols]
+        return scale * self.values + np.repeat(self.offset, Q4_GROUP, axis=1)[:, :cols]
+
+
 def check_format(format: str) -> str:
     """The format, or a ConfigError that lists those that there are."""
     if format not in FORMATS:
         raise ConfigError(f"unknown weight format {format!r}: choose from {', '.join(FORMATS)}")
     return format
+
+
+def default_formats(config: ModelConfig, format: str) -> dict[str, str]:
+    """The matrices that a format keeps otherwise by default, by original name.
+
+    A token reads one row of the embedding, so ``q4`` gives it 8 bits for nothing. The head of a
+    small vocabulary costs little time in 8 bits, and weighs on quality like all blocks together.
+    """
+    if format != "q4":
+        return {}
+    small = config.vocab_size <= SMALL_VOCABULARY
+    if config.tie_word_embeddings:
+        return {"emb.weight": "q8"} if small else {}
+    return {"emb.weight": "q8", **({"head.weight": "q8"} if small else {})}
 
 
 def lanes_of(name: str) -> int:
@@ -51,25 +83,44 @@ def packed_bytes(name: str, shape: tuple[int, ...], format: str) -> int:
     return int(_native.packed_bytes(format, shape[0], shape[1], lanes_of(name)))
 
 
-def pack_chunks(
-    checkpoint: Checkpoint,
-    name: str,
-    format: str,
-    *,
-    threads: int,
-    importance: np.ndarray | None = None,
-) -> Iterator[np.ndarray]:
-    """The bytes of a packed matrix, some panels at a time: uint8 arrays that follow each other.
+def q4_headers(data: np.ndarray, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and offsets, float32 [rows, groups], of a q4 matrix packed with one lane."""
+    groups = -(-cols // Q4_GROUP)
+    lines = np.asarray(data).reshape(-1, groups, 1 + _STEPS, _ROWS, 4)[:, :, 0]
+    pairs = np.ascontiguousarray(lines).view(np.uint16).astype(np.uint32) << 16
+    found = pairs.view(np.float32).transpose(0, 2, 1, 3).reshape(-1, groups, 2)[:rows]
+    return found[..., 0], found[..., 1]
 
-    ``importance`` [cols] float32 weights the squared error that q4 minimises.
-    """
+
+def q4_panels(matrix: Q4Values, lanes: int) -> np.ndarray:
+    """The bytes of a q4 matrix in panels: uint8, what ``_native.pack`` gives for other values."""
+    rows, cols = matrix.values.shape
+    groups = matrix.scale.shape[1]
+    panels = -(-rows // (_ROWS * lanes))
+    values = np.zeros((panels * lanes * _ROWS, groups * Q4_GROUP), np.uint8)
+    values[:rows, :cols] = matrix.values
+    # [panel, lane group, row, block, step, half, column]: low nibbles are a step's first columns.
+    split = values.reshape(panels, lanes, _ROWS, groups, _STEPS, 2, 4)
+    steps = split[..., 0, :] | split[..., 1, :] << 4
+    pairs = np.zeros((panels * lanes * _ROWS, groups, 2), np.float32)
+    pairs[:rows, :, 0], pairs[:rows, :, 1] = matrix.scale, matrix.offset
+    halves = (pairs.view(np.uint32) >> 16).astype("<u2").view(np.uint8)
+    header = halves.reshape(panels, lanes, _ROWS, groups, 1, 4)
+    lines = np.concatenate([header, steps], axis=4)
+    return np.ascontiguousarray(lines.transpose(0, 3, 4, 1, 2, 5)).reshape(-1)
+
+
+def pack_chunks(
+    checkpoint: Checkpoint, name: str, format: str, *, threads: int
+) -> Iterator[np.ndarray]:
+    """The bytes of a packed matrix, some panels at a time: uint8 arrays that follow each other."""
     tensor, (rows, cols) = checkpoint.tensors[name], checkpoint.shapes[name]
     lanes = lanes_of(name)
     step = max(1, CHUNK // cols // (_ROWS * lanes)) * _ROWS * lanes
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         source = read(_rows(tensor, start, stop), "float32")
-        yield _native.pack(np.ascontiguousarray(source), format, lanes, importance, threads)
+        yield _native.pack(np.ascontiguousarray(source), format, lanes, None, threads)
         tensor.release(start, stop)
 
 

@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from ..atomic import new_folder
 from ..config import ModelConfig
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, ShapeError
 from ..state import Fingerprint
-from . import huggingface
+from . import gptq, huggingface
+from .calibration import walk
 from .checkpoint import Checkpoint, open_checkpoint
-from .convert import _REPLACED, _write_tokenizer
+from .folder import replaced, write_tokenizer
 from .names import expected_tensors, from_hf, to_hf
 from .packed import (
     FORMATS,
     PackedMatrix,
     check_format,
+    default_formats,
     is_matrix,
     lanes_of,
     pack_chunks,
     packed_bytes,
+    q4_panels,
 )
 from .safetensors_file import read_safetensors
 from .tensors import Mapping as FileMapping
@@ -122,7 +125,7 @@ def quantize(
     *,
     format: str = "q4",
     formats: Mapping[str, str] | None = None,
-    importance: Mapping[str, np.ndarray] | None = None,
+    calibration: np.ndarray | None = None,
     threads: int = 1,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -132,10 +135,12 @@ def quantize(
     Args:
         source: whatever :func:`wkv.checkpoint.open_checkpoint` opens.
         destination: a folder, written beside and renamed when whole.
-        format: of every matrix: ``"f32"``, ``"bf16"``, ``"q8"`` or ``"q4"``.
-        formats: exceptions, by original tensor name.
-        importance: a weight for each input column of a matrix, by original name: the mean square
-            of its inputs makes q4 minimise the error of the products.
+        format: ``"f32"``, ``"bf16"``, ``"q8"`` or ``"q4"``, of every matrix but those of
+            :func:`wkv.checkpoint.packed.default_formats`.
+        formats: exceptions, by original tensor name; they go before the default ones.
+        calibration: token ids [sequences, tokens], at least some thousands in all. ``q4`` matrices
+            are then rounded so that their products for these inputs come out right
+            (:mod:`wkv.checkpoint.gptq`).
         threads: threads that pack.
         overwrite: replace what is at the destination.
         progress: called with bytes written, bytes in all, and the tensor's name.
@@ -146,7 +151,6 @@ def quantize(
     """
     destination = Path(destination)
     check_format(format)
-    exceptions = {name: check_format(f) for name, f in (formats or {}).items() if f != format}
     if quantization_of(source) is not None:
         raise ConfigError(f"{source} is packed already: quantize the weights that it came from")
     with open_checkpoint(source) as checkpoint:
@@ -156,35 +160,103 @@ def quantize(
             for name, shape in checkpoint.shapes.items()
             if not (name == "head.weight" and config.tie_word_embeddings)
         }
-        for name in (*exceptions, *(importance or {})):
+        for name in formats or {}:
             if name not in shapes or not is_matrix(shapes[name]):
                 known = ", ".join(n for n in execution_order(shapes) if is_matrix(shapes[n]))
                 raise ConfigError(f"{name!r} is not a matrix of {source}: they are {known}")
+        if calibration is not None:
+            _check_calibration(calibration, config)
+        kinds = {**default_formats(config, format), **(formats or {})}
+        exceptions = {name: check_format(f) for name, f in kinds.items() if f != format}
         header, sizes = _header(shapes, format, exceptions)
         total = len(header) + sum(sizes.values())
-        with new_folder(destination, overwrite=overwrite, size=total, replaces=_replaced) as folder:
-            notes = _write_tokenizer(checkpoint, folder, None)
-            done = 0
-            with (folder / WEIGHTS).open("xb") as out:
-                out.write(header)
-                for name, size in sizes.items():
-                    if progress:
-                        progress(done, total, name)
-                    for chunk in _chunks(
-                        checkpoint, name, exceptions.get(name, format), importance, threads
-                    ):
-                        out.write(chunk.data)
-                        done += chunk.nbytes
-                        if progress:
-                            progress(done, total, name)
-                    assert size == packed_size(name, shapes[name], exceptions.get(name, format))
+        with new_folder(destination, overwrite=overwrite, size=total, replaces=replaced) as folder:
+            notes = write_tokenizer(checkpoint, folder, None)
+            with (folder / WEIGHTS).open("xb") as file:
+                file.write(header)
+                out = _Writer(file, checkpoint, sizes, len(header), threads, progress)
+                if calibration is None:
+                    for name in sizes:
+                        out.tensor(name, exceptions.get(name, format))
+                else:
+                    _write_calibrated(out, calibration, format, exceptions)
             _write_config(folder, config, format, exceptions)
     weights = sum(int(np.prod(s)) for s in shapes.values())
     return Quantization(destination, format, total, 8 * sum(sizes.values()) / weights, notes)
 
 
-def _replaced(name: str) -> bool:
-    return _REPLACED.fullmatch(name) is not None
+class _Writer:
+    """Writes the tensors of a checkpoint one after the other."""
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        checkpoint: Checkpoint,
+        sizes: Mapping[str, int],
+        start: int,
+        threads: int,
+        progress: Progress | None,
+    ) -> None:
+        self.checkpoint, self.threads = checkpoint, threads
+        self._file, self._order, self._progress = file, list(sizes), progress
+        self._done, self._total = start, start + sum(sizes.values())
+
+    def tensor(self, name: str, format: str) -> None:
+        """Pack a matrix as it is, or write a vector."""
+        if is_matrix(self.checkpoint.shapes[name]):
+            self.chunks(name, pack_chunks(self.checkpoint, name, format, threads=self.threads))
+        else:
+            self.chunks(name, [np.ascontiguousarray(self.checkpoint.tensor(name).reshape(-1))])
+
+    def chunks(self, name: str, chunks: Iterable[np.ndarray]) -> None:
+        """Write the bytes of the next tensor."""
+        assert name == self._order.pop(0)
+        for chunk in chunks:
+            if self._progress:
+                self._progress(self._done, self._total, name)
+            self._file.write(chunk.data)
+            self._done += chunk.nbytes
+        if self._progress:
+            self._progress(self._done, self._total, name)
+
+
+def _check_calibration(ids: np.ndarray, config: ModelConfig) -> None:
+    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
+        raise ShapeError(
+            f"calibration is {ids.dtype} {list(ids.shape)}: give ids [sequences, tokens]"
+        )
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise ShapeError(
+            f"calibration has ids from {ids.min()} to {ids.max()}: the vocabulary has "
+            f"{config.vocab_size}"
+        )
+
+
+def _write_calibrated(
+    out: _Writer, ids: np.ndarray, format: str, exceptions: Mapping[str, str]
+) -> None:
+    """Matrices in the order in which the calibration's pass meets them, then the vectors."""
+    checkpoint = out.checkpoint
+    tied = checkpoint.config.tie_word_embeddings
+
+    def product(name: str, inputs: np.ndarray) -> np.ndarray:
+        if name == "head.weight" and tied:
+            return inputs
+        weights = np.ascontiguousarray(checkpoint.tensor(name), np.float32)
+        kind = exceptions.get(name, format)
+        if kind == "q4":
+            found = gptq.fit(weights, gptq.moments(inputs), threads=out.threads)
+            out.chunks(name, [q4_panels(found, lanes_of(name))])
+            weights = found.weights()
+        else:
+            out.tensor(name, kind)
+        return np.asarray(inputs @ weights.T)
+
+    out.tensor("emb.weight", exceptions.get("emb.weight", format))
+    walk(checkpoint, ids, product)
+    for name, shape in checkpoint.shapes.items():
+        if not is_matrix(shape):
+            out.tensor(name, "f32")
 
 
 def packed_size(name: str, shape: tuple[int, ...], format: str) -> int:
@@ -213,19 +285,6 @@ def _header(
     blob = json.dumps(entries, separators=(",", ":")).encode()
     blob += b" " * (-(8 + len(blob)) % ALIGNMENT)
     return struct.pack("<Q", len(blob)) + blob, sizes
-
-
-def _chunks(
-    checkpoint: Checkpoint,
-    name: str,
-    format: str,
-    importance: Mapping[str, np.ndarray] | None,
-    threads: int,
-) -> Any:
-    if is_matrix(checkpoint.shapes[name]):
-        weights = (importance or {}).get(name)
-        return pack_chunks(checkpoint, name, format, threads=threads, importance=weights)
-    return [np.ascontiguousarray(checkpoint.tensor(name).reshape(-1))]
 
 
 def _write_config(

@@ -16,7 +16,14 @@ import numpy as np
 
 from .. import _native
 from ..checkpoint.names import expected_tensors
-from ..checkpoint.packed import PackedMatrix, check_format, is_matrix, lanes_of, packed_bytes
+from ..checkpoint.packed import (
+    PackedMatrix,
+    check_format,
+    default_formats,
+    is_matrix,
+    lanes_of,
+    packed_bytes,
+)
 from ..config import ModelConfig
 from ..state import State
 from .native import NativeEngine, available_threads
@@ -31,17 +38,18 @@ def synthetic_engine(
     """
     check_format(format)
     rng = np.random.default_rng(seed)
+    kinds = default_formats(config, format)
     matrices: dict[str, PackedMatrix] = {}
     vectors: dict[str, np.ndarray] = {}
     for name, shape in expected_tensors(config).items():
         if is_matrix(shape):
             rows, cols = shape
-            lanes = lanes_of(name)
+            lanes, kind = lanes_of(name), kinds.get(name, format)
             panel = rng.standard_normal((16 * lanes, cols), np.float32) / np.float32(cols**0.5)
-            packed = _native.pack(panel, format, lanes, None, 1)
-            data = _native.aligned_bytes(packed_bytes(name, (rows, cols), format))
+            packed = _native.pack(panel, kind, lanes, None, 1)
+            data = _native.aligned_bytes(packed_bytes(name, (rows, cols), kind))
             data.reshape(-1, len(packed))[:] = packed
-            matrices[name] = PackedMatrix(data, format, rows, cols, lanes)
+            matrices[name] = PackedMatrix(data, kind, rows, cols, lanes)
         else:
             vector = rng.uniform(0.2, 0.8, int(np.prod(shape))).astype(np.float32)
             vectors[name] = vector

@@ -10,7 +10,13 @@ import numpy as np
 
 from .. import _native
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..checkpoint.packed import PackedMatrix, check_format, is_matrix, pack_matrix
+from ..checkpoint.packed import (
+    PackedMatrix,
+    check_format,
+    default_formats,
+    is_matrix,
+    pack_matrix,
+)
 from ..checkpoint.quantized import Quantized, open_quantized, quantization_of
 from ..config import ModelConfig
 from ..errors import CancelledError, ConfigError, NumericalError, ShapeError
@@ -225,11 +231,14 @@ def load_format(
         if format is None:
             format = "bf16" if checkpoint.dtype == "bfloat16" else "f32"
         matrices, vectors = {}, {}
+        kinds = default_formats(config, format)
         for name, shape in checkpoint.shapes.items():
             if not is_matrix(shape):
                 vectors[name] = checkpoint.tensor(name).reshape(-1)
             elif name != "head.weight" or not config.tie_word_embeddings:
-                matrices[name] = pack_matrix(checkpoint, name, format, threads=count)
+                matrices[name] = pack_matrix(
+                    checkpoint, name, kinds.get(name, format), threads=count
+                )
         if config.tie_word_embeddings:
             matrices["head.weight"] = matrices["emb.weight"]
         if checkpoint is not source:
