@@ -171,10 +171,13 @@ bool Engine::run_layer(const Request& r, const Chunk& c, int index, int thread) 
   const size_t ds = size_t(up16(d)), as = size_t(up16(w_.attention)), fs = size_t(up16(w_.ffn));
   if (thread == 0 && r.cancelled && r.cancelled()) stop_.store(1, std::memory_order_relaxed);
 
-  attention_inputs(r, c, index, thread);
-  product(l.key, inputs(l.key, 0, rows, thread), rows, thread, k_rows_, as);
-  product(l.value, inputs(l.value, 1, rows, thread), rows, thread, v_rows_, as);
-  product(l.receptance, inputs(l.receptance, 2, rows, thread), rows, thread, r_rows_, as);
+  const Inputs k = inputs(l.key, 0, rows, thread), v = inputs(l.value, 1, rows, thread),
+               q = inputs(l.receptance, 2, rows, thread);
+  shifted_inputs(c, index, thread, {l.ln1_weight, l.ln1_bias, r.before.att_x, r.after.att_x},
+                 {{l.mix_k, k}, {l.mix_v, v}, {l.mix_r, q}});
+  product(l.key, k, rows, thread, k_rows_, as);
+  product(l.value, v, rows, thread, v_rows_, as);
+  product(l.receptance, q, rows, thread, r_rows_, as);
   recurrence(r, c, index, thread);
   pool_.barrier();
   if (stop_.load(std::memory_order_relaxed)) return false;
@@ -195,9 +198,11 @@ bool Engine::run_layer(const Request& r, const Chunk& c, int index, int thread) 
     for (int t = 0; t < rows; ++t) k_.add(x_ + t * ds + first, out_rows_ + t * ds + first, last - first);
   pool_.barrier();
 
-  ffn_inputs(r, c, index, thread);
-  product(l.ffn_key, inputs(l.ffn_key, 0, rows, thread), rows, thread, hidden_rows_, fs);
-  product(l.ffn_receptance, inputs(l.ffn_receptance, 1, rows, thread), rows, thread, gate_rows_, ds);
+  const Inputs fk = inputs(l.ffn_key, 0, rows, thread), fr = inputs(l.ffn_receptance, 1, rows, thread);
+  shifted_inputs(c, index, thread, {l.ln2_weight, l.ln2_bias, r.before.ffn_x, r.after.ffn_x},
+                 {{l.ffn_mix_k, fk}, {l.ffn_mix_r, fr}});
+  product(l.ffn_key, fk, rows, thread, hidden_rows_, fs);
+  product(l.ffn_receptance, fr, rows, thread, gate_rows_, ds);
   pool_.barrier();
 
   keep_last(c, index, thread, normed(rows, thread), r.after.ffn_x);
@@ -212,77 +217,33 @@ const float* Engine::previous(const Segment& s, const float* before, const float
   return (s.starts ? before : after) + at;
 }
 
-// Runs `use(t, normalised row, row before it)` for this thread's tokens, in order.
-template <class Use>
-static void with_shift(int first, int last, const auto& segments, const auto& norm, const auto& row_of,
-                       const auto& previous, Use use) {
-  const auto* segment = segments.data();
-  for (int t = first; t < last; ++t) {
+// Normalises this thread's rows of x, shifts them by a token, and mixes and rounds them for each of
+// the products in `uses`.
+void Engine::shifted_inputs(const Chunk& c, int index, int thread, const Shift& shift,
+                            std::initializer_list<Use> uses) {
+  const int d = w_.hidden;
+  const size_t ds = size_t(up16(d));
+  const bool all = redundant(c.rows);
+  const Span own = all ? Span{0, 1} : tokens_of(c.rows, thread);
+  float* const scratch = private_ + size_t(thread) * private_floats_;
+  float* const mixed = scratch + ds;
+  float* const rows = normed(c.rows, thread);
+  const auto norm = [&](int t, float* to) {
+    k_.layer_norm(x_ + size_t(t) * ds, shift.weight, shift.bias, w_.epsilon, d, to);
+    return to;
+  };
+  const Segment* segment = c.segments.data();
+  for (int t = own.first; t < own.last; ++t) {
     while (t >= segment->first + segment->count) ++segment;
-    const float* before;
-    if (t == segment->first) before = previous(*segment);
-    else if (t == first) before = norm(t - 1, nullptr);  // another thread's row: do it again
-    else before = row_of(t - 1);
-    use(t, norm(t, row_of(t)), before);
+    const float* before = rows + size_t(t - 1) * ds;
+    if (t == segment->first) before = previous(*segment, shift.before, shift.after, index);
+    else if (t == own.first) before = norm(t - 1, scratch);  // another thread's row: do it again
+    const float* x = norm(t, rows + size_t(t) * ds);
+    for (const Use& use : uses) {
+      k_.mix(x, before, use.mix, d, mixed);
+      k_.quantize(mixed, use.to.layout, use.to.row(t));
+    }
   }
-}
-
-void Engine::attention_inputs(const Request& r, const Chunk& c, int index, int thread) {
-  const Layer& l = w_.layers[size_t(index)];
-  const int d = w_.hidden;
-  const size_t ds = size_t(up16(d));
-  const bool all = redundant(c.rows);
-  const Span own = all ? Span{0, 1} : tokens_of(c.rows, thread);
-  float* const scratch = private_ + size_t(thread) * private_floats_;
-  float* const rows = normed(c.rows, thread);
-  const Inputs k = inputs(l.key, 0, c.rows, thread), v = inputs(l.value, 1, c.rows, thread),
-               q = inputs(l.receptance, 2, c.rows, thread);
-  with_shift(
-      own.first, own.last, c.segments,
-      [&](int t, float* to) {
-        if (!to) to = scratch;
-        k_.layer_norm(x_ + size_t(t) * ds, l.ln1_weight, l.ln1_bias, w_.epsilon, d, to);
-        return to;
-      },
-      [&](int t) { return rows + size_t(t) * ds; },
-      [&](const Segment& s) { return previous(s, r.before.att_x, r.after.att_x, index); },
-      [&](int t, const float* x, const float* before) {
-        float* mixed = scratch + ds;
-        k_.mix(x, before, l.mix_k, d, mixed);
-        k_.quantize(mixed, k.layout, k.row(t));
-        k_.mix(x, before, l.mix_v, d, mixed);
-        k_.quantize(mixed, v.layout, v.row(t));
-        k_.mix(x, before, l.mix_r, d, mixed);
-        k_.quantize(mixed, q.layout, q.row(t));
-      });
-  if (!all) pool_.barrier();
-}
-
-void Engine::ffn_inputs(const Request& r, const Chunk& c, int index, int thread) {
-  const Layer& l = w_.layers[size_t(index)];
-  const int d = w_.hidden;
-  const size_t ds = size_t(up16(d));
-  const bool all = redundant(c.rows);
-  const Span own = all ? Span{0, 1} : tokens_of(c.rows, thread);
-  float* const scratch = private_ + size_t(thread) * private_floats_;
-  float* const rows = normed(c.rows, thread);
-  const Inputs k = inputs(l.ffn_key, 0, c.rows, thread), q = inputs(l.ffn_receptance, 1, c.rows, thread);
-  with_shift(
-      own.first, own.last, c.segments,
-      [&](int t, float* to) {
-        if (!to) to = scratch;
-        k_.layer_norm(x_ + size_t(t) * ds, l.ln2_weight, l.ln2_bias, w_.epsilon, d, to);
-        return to;
-      },
-      [&](int t) { return rows + size_t(t) * ds; },
-      [&](const Segment& s) { return previous(s, r.before.ffn_x, r.after.ffn_x, index); },
-      [&](int t, const float* x, const float* before) {
-        float* mixed = scratch + ds;
-        k_.mix(x, before, l.ffn_mix_k, d, mixed);
-        k_.quantize(mixed, k.layout, k.row(t));
-        k_.mix(x, before, l.ffn_mix_r, d, mixed);
-        k_.quantize(mixed, q.layout, q.row(t));
-      });
   if (!all) pool_.barrier();
 }
 

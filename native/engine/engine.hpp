@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -85,15 +86,22 @@ class Engine {
     uint8_t* row(int t) const { return data + size_t(t) * layout.bytes; }
   };
   struct Span { int first, last; };
+  struct Shift {  // a layer norm, and the rows before each sequence: as given, and as left
+    const float *weight, *bias, *before, *after;
+  };
+  struct Use {  // one product of shifted rows
+    const float* mix;
+    Inputs to;
+  };
 
   std::vector<Chunk> plan(const Request& r) const;
   void reserve(int rows);
   void run(const Request& r, const std::vector<Chunk>& chunks, int thread);
   bool run_layer(const Request& r, const Chunk& c, int layer, int thread);
   void embed(const Request& r, const Chunk& c, int thread);
-  void attention_inputs(const Request& r, const Chunk& c, int layer, int thread);
+  void shifted_inputs(const Chunk& c, int layer, int thread, const Shift& shift,
+                      std::initializer_list<Use> uses);
   void recurrence(const Request& r, const Chunk& c, int layer, int thread);
-  void ffn_inputs(const Request& r, const Chunk& c, int layer, int thread);
   void ffn_value(const Chunk& c, int layer, int thread);
   void keep_last(const Chunk& c, int layer, int thread, const float* rows, float* state);
   void head(const Request& r, const Chunk& c, int thread);
