@@ -2,9 +2,11 @@
 
     python benchmarks/training_step.py --context 512 --dtype float32
 
-Forward, backward and the AdamW update on random tokens; all models in turn, medians. The share of
-the arithmetic peak is 6 · parameters in matrices · tokens ÷ time, against a matrix product timed in
-the same rounds.
+Forward, backward, clipping and the AdamW update on random tokens; all models in turn, medians. Each
+has its own loss: ours has L2Wrap in it, the others' is what transformers computes from ``labels``.
+Freed memory is kept (``wkv.train.memory``) for all of them, as ``wkv train`` does. The share of the
+arithmetic peak is 6 · parameters in matrices · tokens ÷ time, against a matrix product timed in the
+same rounds.
 """
 
 from __future__ import annotations
@@ -14,15 +16,22 @@ import gc
 
 import torch
 from harness import interleave, machine, matmul_run, median, ratio, report
-from torch.nn import functional as F
+
+from wkv.train.memory import keep_freed_memory
 
 
 def build_ours(shape: dict):
     from wkv.config import ModelConfig
-    from wkv.model.rwkv4 import Rwkv4
+    from wkv.hf import RwkvConfig, RwkvForCausalLM
+    from wkv.train.loss import step_loss
 
-    model = Rwkv4(ModelConfig(**shape))
-    return model, lambda tokens: model(tokens)[0]
+    model = RwkvForCausalLM(RwkvConfig.of(ModelConfig(**shape)))
+
+    def loss(tokens: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        return step_loss(logits, tokens[:, 1:], float(tokens[:, 1:].numel()), 1e-4)
+
+    return model, loss
 
 
 def build_transformers(shape: dict):
@@ -30,7 +39,7 @@ def build_transformers(shape: dict):
     from transformers.models.rwkv.modeling_rwkv import RwkvForCausalLM
 
     model = RwkvForCausalLM(RwkvConfig(**shape, use_cache=False))
-    return model, lambda tokens: model(tokens, use_cache=False).logits
+    return model, lambda tokens: model(tokens[:, 1:], labels=tokens[:, 1:], use_cache=False).loss
 
 
 def build_neox(shape: dict):
@@ -48,12 +57,12 @@ def build_neox(shape: dict):
             use_cache=False,
         )
     )
-    return model, lambda tokens: model(tokens, use_cache=False).logits
+    return model, lambda tokens: model(tokens[:, 1:], labels=tokens[:, 1:], use_cache=False).loss
 
 
 def step_of(build, shape: dict, batch: int, context: int, bf16: bool):
     torch.manual_seed(0)
-    model, forward = build(shape)
+    model, loss_of = build(shape)
     model.train()
     with torch.no_grad():  # decays that differ, as in a trained model
         for name, p in model.named_parameters():
@@ -64,8 +73,7 @@ def step_of(build, shape: dict, batch: int, context: int, bf16: bool):
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = forward(tokens[:, :-1])
-        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+            loss = loss_of(tokens)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -83,9 +91,11 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=50277)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--without", nargs="*", default=[], help="models to leave out")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    keep_freed_memory()
     shape = {
         "vocab_size": args.vocab,
         "hidden_size": args.hidden,
@@ -100,7 +110,7 @@ def main() -> None:
     product, operations = matmul_run(torch.bfloat16 if bf16 else torch.float32)
     runs["peak"] = product
     gc.collect()
-    times = interleave(runs, args.rounds)
+    times = interleave(runs, args.rounds, args.warmup)
     peak = operations / min(times.pop("peak"))
     tokens = args.batch * args.context
     rows = []

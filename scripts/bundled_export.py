@@ -1,6 +1,6 @@
 """Packs a trained checkpoint as the bundled model: float16 weights and ``config.json``.
 
-    python scripts/bundled_export.py RECIPE CHECKPOINT OUT
+    python scripts/bundled_export.py CHECKPOINT OUT
 
 Matrices lose half their bytes and nothing that the loss shows; decay and bonus enter exponents and
 stay float32. The configuration says float32, so that transformers computes in it.
@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from wkv.train.recipe import Recipe
+from wkv.checkpoint import open_checkpoint
 
 EXACT = ("time_decay", "time_first")
 
 
-def export(recipe: Recipe, checkpoint: Path, out: Path) -> None:
+def export(checkpoint: Path, out: Path) -> None:
     """Write OUT/model.safetensors and OUT/config.json."""
+    with open_checkpoint(checkpoint) as opened:
+        numbers = opened.config.to_dict()
     weights = load_file(checkpoint / "model.safetensors")
     packed = {
         name: tensor if name.endswith(EXACT) else tensor.to(torch.float16)
@@ -40,14 +42,14 @@ def export(recipe: Recipe, checkpoint: Path, out: Path) -> None:
         "model_type": "rwkv",
         "dtype": "float32",
         "use_cache": True,
-        **recipe.model.to_dict(),
+        **numbers,
     }
     (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name in ("recipe", "checkpoint", "out"):
+    for name in ("checkpoint", "out"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
-    export(Recipe.load(arguments.recipe), arguments.checkpoint, arguments.out)
+    export(arguments.checkpoint, arguments.out)

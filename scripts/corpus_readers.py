@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class RData:
@@ -132,24 +132,84 @@ def dictd_text(path: Path) -> str:
     return gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
 
 
-_ARTICLES = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
+PARTS_OF_SPEECH = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
 
 
-def wordnet_entries(path: Path) -> Iterator[str]:
-    """One paragraph for each synset that has an example sentence: words, class, gloss, examples."""
+class Synset(NamedTuple):
+    """A meaning and the words that have it.
+
+    ``pointers`` are (symbol, offset, part of speech, from word, to word), words counting from 1 and
+    0 standing for the synset as a whole; wninput(5) lists the symbols.
+    """
+
+    offset: int
+    part_of_speech: str
+    words: tuple[str, ...]
+    meaning: str
+    examples: tuple[str, ...]
+    pointers: tuple[tuple[str, int, str, int, int], ...]
+
+    @property
+    def entry(self) -> str:
+        """As a paragraph of a dictionary: words, class, meaning, examples."""
+        shown = " ".join(map(as_sentence, self.examples))
+        return f"{', '.join(self.words[:4])} ({self.part_of_speech}): {self.meaning}. {shown}"
+
+
+def as_sentence(text: str) -> str:
+    """With a capital in front and a full stop (or what stands for one) at the end."""
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+
+
+def wordnet_synsets(path: Path) -> Iterator[Synset]:
+    """Every synset of a ``data.*`` file."""
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith(" ") or "|" not in line:
             continue
         fields, gloss = line.split("|", 1)
         columns = fields.split()
         count = int(columns[3], 16)
-        words = [
+        words = (
             re.sub(r"\(\w+\)$", "", columns[4 + 2 * i]).replace("_", " ") for i in range(count)
-        ]
-        examples = re.findall(r'"([^"]+)"', gloss)
-        meaning = re.split(r'[;:]?\s*"', gloss, maxsplit=1)[0].strip()
-        if examples and meaning:
-            shown = " ".join(
-                e[0].upper() + e[1:] + ("" if e[-1] in ".!?" else ".") for e in examples
-            )
-            yield f"{', '.join(words[:4])} ({_ARTICLES[columns[2]]}): {meaning}. {shown}"
+        )
+        at = 5 + 2 * count
+        pointers = (columns[i : i + 4] for i in range(at, at + 4 * int(columns[at - 1]), 4))
+        yield Synset(
+            int(columns[0]),
+            PARTS_OF_SPEECH[columns[2]],
+            tuple(words),
+            re.split(r'[;:]?\s*"', gloss, maxsplit=1)[0].strip(),
+            tuple(re.findall(r'"([^"]+)"', gloss)),
+            tuple(
+                (symbol, int(offset), PARTS_OF_SPEECH[part], int(ends[:2], 16), int(ends[2:], 16))
+                for symbol, offset, part, ends in pointers
+            ),
+        )
+
+
+def wordnet_entries(path: Path) -> Iterator[str]:
+    """One paragraph for each synset that has an example sentence."""
+    for synset in wordnet_synsets(path):
+        if synset.examples and synset.meaning:
+            yield synset.entry
+
+
+class IndexEntry(NamedTuple):
+    """A word in one part of speech: the offset of its commonest synset, and how many it has."""
+
+    offset: int
+    senses: int
+    tagged: int  # how many of them occur in the texts that WordNet's makers counted
+
+
+def wordnet_index(path: Path) -> dict[str, IndexEntry]:
+    """The words of an ``index.*`` file."""
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith(" "):
+            columns = line.split()
+            senses = int(columns[2])
+            offsets = columns[-senses:]
+            tagged = int(columns[-senses - 1])
+            found[columns[0].replace("_", " ")] = IndexEntry(int(offsets[0]), senses, tagged)
+    return found

@@ -99,6 +99,19 @@ def test_a_template_s_mask_lies_beside_the_corpus_and_reaches_the_labels(tmp_pat
     assert text(counted) == text(train.tokens[mask == 1])
 
 
+def test_of_several_templates_each_record_takes_one_and_copies_the_same(tmp_path):
+    records = [{"question": f"q{i % 20}", "answer": "a"} for i in range(40)]
+    path = write_lines(tmp_path / "x.jsonl", [*records, {"text": "plain"}])
+    train, _ = ingest(Ingest(path, "bytes", template="qa+world"), tmp_path / "c")
+    documents = [text(train.document(i)) for i in range(41)]
+    assert documents[:20] == documents[20:40]
+    kinds = [d.split("q")[0] for d in documents[:20]]
+    assert set(kinds) == {"\nQ: ", "User: "}
+    assert documents[40] == "plain|"
+    with pytest.raises(ConfigError, match="unknown template 'none'"):
+        Ingest(path, "bytes", template="qa+none")
+
+
 def test_a_mask_of_another_corpus_is_refused(tmp_path, source):
     train, _ = ingest(Ingest(source, "bytes"), tmp_path / "c")
     other = write_lines(tmp_path / "y.jsonl", [{"question": "q", "answer": "a"}])
@@ -111,7 +124,7 @@ def test_a_mask_of_another_corpus_is_refused(tmp_path, source):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_record_that_is_no_example_is_named_with_its_number(tmp_path, workers):
-    records = [{"question": "q", "answer": "a"}, {"text": "x"}]
+    records = [{"question": "q", "answer": "a"}, {"body": "x"}]
     path = write_lines(tmp_path / "x.jsonl", records)
     with pytest.raises(CorpusError, match="record 2"):
         ingest(Ingest(path, "bytes", template="qa"), tmp_path / "c", workers=workers)

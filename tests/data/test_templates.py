@@ -63,7 +63,7 @@ def test_the_mask_covers_the_answer_and_the_end_and_nothing_else():
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        ({"text": "x"}, r"a record with \['text'\] is no example"),
+        ({"text": "x", "label": 1}, r"a record with \['label', 'text'\] is no example"),
         ({"messages": [{"role": "user", "content": "x"}]}, "holds no answer"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "an answer without a question"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "message 1 is"),
@@ -73,6 +73,11 @@ def test_the_mask_covers_the_answer_and_the_end_and_nothing_else():
 def test_a_record_that_is_no_example_is_named(record, problem):
     with pytest.raises(ConfigError, match=problem):
         TEMPLATES["world"].segments(record)
+
+
+def test_a_record_of_text_alone_is_learnt_throughout_and_without_a_prompt():
+    record = {"text": "Call me Ishmael.\n\nSome", "id": "m/1", "source": "m"}
+    assert template("alpaca").segments(record) == [(record["text"], True)]
 
 
 def test_a_format_without_system_messages_refuses_them():

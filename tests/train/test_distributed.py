@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -79,7 +80,8 @@ def test_two_processes_under_ddp_have_the_losses_of_one(recipe, tmp_path):
 
 
 def test_two_processes_under_fsdp2_have_the_losses_of_one_and_leave_one_model(recipe, tmp_path):
-    finish(start(*accelerate("fsdp2", tmp_path), "-m", "wkv", "train", recipe))
+    command = [*accelerate("fsdp2", tmp_path), "-m", "wkv", "train", recipe]
+    finish(start(*command))
     expected = one_process(recipe, tmp_path / "one", batch=4)
     assert losses(tmp_path / "out") == pytest.approx(expected, rel=1e-4)
     # Proof that it was FSDP: checkpoints are in pieces, one a process.
@@ -88,6 +90,10 @@ def test_two_processes_under_fsdp2_have_the_losses_of_one_and_leave_one_model(re
     whole = RwkvForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for name, tensor in RwkvForCausalLM.from_pretrained(tmp_path / "one").state_dict().items():
         assert (whole[name] - tensor).abs().max() < 1e-4, name
+    # As if it had been killed after step 2: the pieces are put together and it goes on.
+    shutil.rmtree(pieces.parent)
+    finish(start(*command))
+    assert losses(tmp_path / "out") == pytest.approx(expected, rel=1e-4)
 
 
 def test_two_processes_under_deepspeed_have_the_losses_of_one(recipe, tmp_path, monkeypatch):

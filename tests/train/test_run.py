@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +49,25 @@ def test_a_run_leaves_a_model_that_transformers_and_the_package_load(tmp_path):
     assert list(out.rglob("events.out.tfevents.*"))
     by_position = json.loads((out / "metrics.json").read_text())["loss_by_position"]
     assert [p for p, _ in by_position] == list(range(1, 17))
+
+
+def test_on_a_terminal_a_bar_tells_progress_speed_and_loss(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wkv.train.run.os.isatty", lambda descriptor: descriptor == 2)
+    train(recipe_of(tmp_path, run={"quiet": False}))
+    states = [s for s in re.split(r"[\r\n]", capsys.readouterr().err) if "/8 [" in s]
+    last = states[-1]
+    assert re.search(r"100%.* 8/8 ", last)
+    assert re.search(r"loss \d\.\d+  [\d,]+ tokens/s  \d+% of peak", last)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile wants a C++ compiler")
+def test_a_compiled_model_learns_the_same(tmp_path):
+    plain = recipe_of(tmp_path, run={"steps": 3})
+    train(plain)
+    expected = losses(tmp_path / "out")
+    train(recipe_of(tmp_path, run={"steps": 3, "compile": True, "output": str(tmp_path / "c")}))
+    assert losses(tmp_path / "c") == pytest.approx(expected, rel=1e-4)
+    assert weights(tmp_path / "c").keys() == weights(tmp_path / "out").keys()
 
 
 COMMAND = """

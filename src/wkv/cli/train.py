@@ -40,6 +40,9 @@ def train(
 
     plan = Recipe.load(recipe, changes or ())
     try:
+        import torch
+
+        from ..train.memory import keep_freed_memory
         from ..train.run import train as run
     except ImportError as error:
         raise UnavailableError(
@@ -52,6 +55,8 @@ def train(
         for line in estimate(plan, processes).lines(plan.run.steps):
             typer.echo(line)
         return
+    if plan.run.device == "cpu" or not torch.accelerator.is_available():
+        keep_freed_memory()
     on_terminal = sys.stderr.isatty()
 
     def progress(documents: int, tokens: int) -> None:

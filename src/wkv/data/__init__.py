@@ -7,7 +7,7 @@ from .ingest import Ingest, ingest
 from .mask import loss_mask
 from .packing import PackedDocuments
 from .sources import read_records
-from .templates import TEMPLATES, Segment, Template, encode_example, template
+from .templates import TEMPLATES, Segment, Template, encode_example, template, templates
 
 __all__ = [
     "IGNORED",
@@ -25,5 +25,6 @@ __all__ = [
     "read_documents",
     "read_records",
     "template",
+    "templates",
     "tokenize",
 ]

@@ -26,7 +26,7 @@ from ..errors import ConfigError, CorpusError
 from ..tokenizer import Tokenizer, load_tokenizer
 from .binidx import Binidx, BinidxWriter
 from .sources import Record, read_records, text_of
-from .templates import encode_example, template
+from .templates import Segment, Template, encode_example, templates
 
 _BATCH = 64  # records a task: enough to hide the hand-over, few enough to keep all processes busy
 
@@ -39,7 +39,8 @@ class Ingest:
         source: see :func:`wkv.data.read_records`.
         tokenizer: a name or path, see :func:`wkv.tokenizer.load_tokenizer`.
         field: of a record that holds the text (without a template).
-        template: a name of :data:`wkv.data.TEMPLATES` for instructions and conversations.
+        template: a name of :data:`wkv.data.TEMPLATES` for instructions and conversations; or
+            several, joined by ``+``: each record then takes one of them, which its text decides.
         split: of a ``datasets`` source.
         holdout: share of the documents, from 0 to below 1, that goes to validation. Which ones is
             decided by their text, so that copies of one document land on the same side.
@@ -58,7 +59,7 @@ class Ingest:
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"holdout is {self.holdout!r}: give a share from 0 to below 1")
         if self.template is not None:
-            template(self.template)
+            templates(self.template)
 
 
 class _Document(NamedTuple):
@@ -197,12 +198,13 @@ def _encode(
 ) -> list[_Document]:
     end = tokenizer.end_of_text or 0
     field = "text" if Path(how.source).suffix == ".txt" else how.field
+    forms = templates(how.template) if how.template else []
     found = []
     for number, record in batch:
         mask = None
-        if how.template:
+        if forms:
             try:
-                segments = template(how.template).segments(record)
+                segments = _segments(forms, record)
             except (ConfigError, AttributeError, TypeError) as error:
                 raise CorpusError(how.source, f"record {number}: {error}") from None
             text = "".join(s.text for s in segments)
@@ -216,3 +218,13 @@ def _encode(
             share = int.from_bytes(digest, "little") / 2**64
             found.append(_Document(np.array(tokens, np.int32), mask, share < how.holdout))
     return found
+
+
+def _segments(forms: list[Template], record: Record) -> list[Segment]:
+    """A record in the form that its own text chooses, so that copies look alike."""
+    segments = forms[0].segments(record)
+    if len(forms) == 1:
+        return segments
+    text = "".join(s.text for s in segments)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return forms[int.from_bytes(digest, "little") % len(forms)].segments(record)

@@ -25,6 +25,7 @@ class Segment(NamedTuple):
 
 _QUESTION = ("instruction", "question", "prompt", "query")
 _ANSWER = ("output", "response", "answer", "completion", "reply")
+_PLAIN = {"text", "id", "source"}
 _ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -56,18 +57,22 @@ class Template:
         A record is either ``instruction`` (or ``question``, ``prompt``, ``query``), optionally
         ``input`` (or ``context``), and ``output`` (or ``response``, ``answer``, ``completion``,
         ``reply``); or ``messages``: a list of ``{"role": "user" | "assistant" | "system",
-        "content": …}``.
+        "content": …}``. A record of nothing but ``text`` (and ``id``, ``source``) is plain text,
+        all of which is learnt: among instructions it keeps the language from being forgotten.
 
         Raises:
             ConfigError: a record of neither kind; the message says what it has.
         """
         if "messages" in record or "conversations" in record:
             return self._turns(record.get("messages") or record.get("conversations") or [])
+        if isinstance(record.get("text"), str) and set(record) <= _PLAIN:
+            return [Segment(record["text"], True)]
         question, answer = _first(record, _QUESTION), _first(record, _ANSWER)
         if question is None or answer is None:
             raise ConfigError(
                 f"a record with {sorted(record)} is no example for template {self.name!r}: it "
-                f"needs one of {', '.join(_QUESTION)} and one of {', '.join(_ANSWER)}, or messages"
+                f"needs one of {', '.join(_QUESTION)} and one of {', '.join(_ANSWER)}, or "
+                "messages, or text alone"
             )
         more = _first(record, ("input", "context"))
         return self._exchange(question, more, answer)
@@ -177,6 +182,11 @@ def template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(f"unknown template {name!r}: choose from {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
+
+
+def templates(names: str) -> list[Template]:
+    """Templates by their names, joined by ``+``: ``"alpaca+raven"``."""
+    return [template(name) for name in names.split("+")]
 
 
 def encode_example(

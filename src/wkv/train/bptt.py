@@ -61,19 +61,22 @@ def chunked_backward(
     length = input_ids.shape[1]
     spans = [slice(at, min(at + chunk, length)) for at in range(0, length, chunk)]
 
+    def run(span: slice, past: State | None, **options: Any) -> tuple[torch.Tensor, State]:
+        begins = None if resets is None else resets[:, span]
+        return run_rows(model, input_ids[:, span], past, begins, initial, **options)
+
     def forward(span: slice, past: State | None) -> tuple[torch.Tensor, State]:
         with autocast():
-            begins = None if resets is None else resets[:, span]
-            logits, new = run_rows(model, input_ids[:, span], past, begins, initial)
+            logits, new = run(span, past)
             return loss_of(logits, labels[:, span]), new
 
     if gradients == "truncated":
         return _truncated(forward, spans, state, state_needs_grad, no_sync)
 
     pasts: list[State | None] = [state]
-    with torch.no_grad():
+    with torch.no_grad(), autocast():
         for span in spans[:-1]:
-            pasts.append(forward(span, pasts[-1])[1])
+            pasts.append(run(span, pasts[-1], state_only=True)[1])
     total = torch.zeros((), device=input_ids.device)
     later: dict[str, torch.Tensor] | None = None  # gradients at the outgoing state
     for i in range(len(spans) - 1, -1, -1):

@@ -45,7 +45,8 @@ def plot_run(
     if loss_by_position:
         ax = axes[len(panels)]
         ax.plot(*zip(*loss_by_position, strict=True), ".-", lw=1)
-        ax.set(xlabel="position in the context", ylabel="validation loss", xscale="log")
+        ax.set(xlabel="position in the context", ylabel="validation loss")
+        ax.set_xscale("log", base=2)
         ax.grid(alpha=0.3)
     for ax in axes[total:]:
         ax.remove()

@@ -34,8 +34,8 @@ class DataRecipe:
             for instructions.
         tokenizer: a name or path; None is what lies beside ``start``.
         field: of a record that holds the text.
-        template: for instructions and conversations, a name of :data:`wkv.data.TEMPLATES`; only
-            the answers are learnt.
+        template: for instructions and conversations, a name of :data:`wkv.data.TEMPLATES`, or
+            several joined by ``+``, of which each record takes one; only the answers are learnt.
         split: of a ``datasets`` source.
         holdout: share of the documents that becomes the validation set, where none is given.
         workers: processes that tokenise; 0 takes every core.
@@ -60,7 +60,8 @@ class DataRecipe:
         _least("data.workers", self.workers, 0)
         _choice("data.boundaries", self.boundaries, BOUNDARIES)
         if self.template is not None:
-            _choice("data.template", self.template, tuple(TEMPLATES))
+            for name in self.template.split("+"):
+                _choice("data.template", name, tuple(TEMPLATES))
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"data.holdout is {self.holdout}: give a share from 0 to below 1")
         if self.holdout and self.validation:

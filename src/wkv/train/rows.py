@@ -20,6 +20,7 @@ def run_rows(
     state: State | None = None,
     resets: torch.Tensor | None = None,
     initial: Callable[[int], State] | None = None,
+    state_only: bool = False,
 ) -> tuple[torch.Tensor, State]:
     """Logits of a batch whose rows may hold several documents.
 
@@ -31,13 +32,15 @@ def run_rows(
             nor in ``state``, is seen from there. None is no such place.
         initial: gives the state that N documents begin from, where that is not the empty one; the
             model itself must begin from it when it is given none.
+        state_only: compute a single place's logits and return none, [0, V].
 
     Returns:
         Logits [B, T, V] and the state after each row's last token. Gradients pass through both.
     """
+    keep = {"logits_to_keep": 1} if state_only else {}
     if resets is None or not bool(resets.any()):
-        out = model(input_ids=input_ids, state=state, use_cache=True)
-        return out.logits, out.state
+        out = model(input_ids=input_ids, state=state, use_cache=True, **keep)
+        return out.logits[0, :0] if state_only else out.logits, out.state
     rows, length = input_ids.shape
     begins = resets.clone()
     begins[:, 0] = True
@@ -56,9 +59,10 @@ def run_rows(
             }
         )
     packed = input_ids.reshape(1, -1)
-    out = model(input_ids=packed, state=pieces, cu_seq_lens_q=starts, use_cache=True)
+    out = model(input_ids=packed, state=pieces, cu_seq_lens_q=starts, use_cache=True, **keep)
     kept = State(**{name: getattr(out.state, name)[last] for name in FIELDS})
-    return out.logits.view(rows, length, -1), kept
+    logits = out.logits[0, :0] if state_only else out.logits.view(rows, length, -1)
+    return logits, kept
 
 
 def _empty(like: State, rows: int) -> State:

@@ -1,26 +1,16 @@
 """The readers of ``scripts/corpus_readers.py``, on files made by hand."""
 
 import gzip
-import importlib.util
 import lzma
 import struct
-import sys
 import zlib
-from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-
-@pytest.fixture(scope="module")
-def readers():
-    spec = importlib.util.spec_from_file_location("corpus_readers", SCRIPTS / "corpus_readers.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+@pytest.fixture
+def readers(script):
+    return script("corpus_readers")
 
 
 def char(text):
@@ -125,3 +115,14 @@ def test_wordnet_synsets_with_examples_become_paragraphs(readers, tmp_path):
         "object, physical object (noun): a tangible entity. "
         "It was full of rackets and other objects. Look!"
     ]
+
+
+def test_a_synset_s_pointers_and_the_index_s_commonest_sense_are_read(readers, tmp_path):
+    (tmp_path / "data.adj").write_text(
+        "00001740 00 a 02 able(p) 0 fit 0 002 + 05200169 n 0101 ! 00002098 a 0102 | having skill\n"
+    )
+    (synset,) = readers.wordnet_synsets(tmp_path / "data.adj")
+    assert synset.words == ("able", "fit")
+    assert synset.pointers == (("+", 5200169, "noun", 1, 1), ("!", 2098, "adjective", 1, 2))
+    (tmp_path / "index.noun").write_text("  1 x\nice_cream n 2 2 @ ~ 2 1 00000009 00000004  \n")
+    assert readers.wordnet_index(tmp_path / "index.noun") == {"ice cream": (9, 2, 1)}

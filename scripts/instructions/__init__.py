@@ -1,0 +1,1 @@
+"""Builders of the bundled model's instruction data; ``bundled_instructions.py`` runs them."""
