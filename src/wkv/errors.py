@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class WkvError(Exception):
@@ -48,6 +49,10 @@ class CheckpointError(WkvError, ValueError):
         self.tensor = tensor
         self.problem = problem
         super().__init__(f"{path}: {f'tensor {tensor!r}: ' if tensor else ''}{problem}")
+
+    def __reduce__(self) -> tuple[type[CheckpointError], tuple[Path, str], dict[str, Any]]:
+        # It crosses from worker processes; the message and the tensor are in the dictionary.
+        return type(self), (self.path, self.problem), {**self.__dict__, "args": self.args}
 
 
 class UnsafeFileError(CheckpointError):

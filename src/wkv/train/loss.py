@@ -89,14 +89,19 @@ class _StepLoss(torch.autograd.Function):
         weight = grads[0] / count * counts  # [rows]
         out = torch.empty_like(logits)
         for part in _parts(logits):
-            x, w = logits[part], weight[part][:, None]
-            grad = (x.to(scale.dtype) - scale[part][:, None]).exp_().mul_(w)
-            grad.scatter_add_(-1, chosen[part][:, None], -w.to(grad.dtype))
+            x, w = logits[part], weight[part][:, None].to(scale.dtype)
+            # In place where the gradient is as wide as the arithmetic.
+            grad = (
+                out[part] if out.dtype == scale.dtype else x.new_empty(x.shape, dtype=scale.dtype)
+            )
+            torch.sub(x, scale[part][:, None], out=grad).exp_().mul_(w)
+            grad.scatter_add_(-1, chosen[part][:, None], -w)
             if ctx.pull:
                 where = at[part][:, None]
                 top = x.gather(-1, where).to(grad.dtype)
                 grad.scatter_add_(-1, where, top.mul_(w * ctx.pull))
-            out[part] = grad
+            if grad.dtype != out.dtype:
+                out[part] = grad
         return out, None, None, None
 
 
