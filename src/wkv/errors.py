@@ -80,7 +80,3 @@ class CorpusError(WkvError, ValueError):
 
 class CancelledError(WkvError, RuntimeError):
     """A forward was stopped because its caller asked for it. Nothing was changed."""
-
-
-class NumericalError(WkvError, ArithmeticError):
-    """A result is NaN or infinite."""

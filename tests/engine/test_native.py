@@ -19,7 +19,7 @@ from wkv.checkpoint import convert, open_checkpoint
 from wkv.config import ModelConfig
 from wkv.engine.native import Cancel, NativeEngine, load_format, load_native
 from wkv.engine.protocol import Engine
-from wkv.errors import CancelledError, ConfigError, NumericalError, ShapeError, StateError
+from wkv.errors import CancelledError, ConfigError, NonFiniteError, ShapeError, StateError
 from wkv.state import FIELDS, State
 
 ISAS = _native.engine_instruction_sets()
@@ -244,7 +244,7 @@ def test_logits_that_are_not_finite_raise(engines, tiny_config):
     fields = {n: a.copy() for n, a in broken.fields().items()}
     fields["num"][0, 1, 3] = np.nan
     for format in FORMATS:
-        with pytest.raises(NumericalError, match="damaged"):
+        with pytest.raises(NonFiniteError, match="damaged"):
             engines(format).forward([[1, 2]], State(**fields))
 
 

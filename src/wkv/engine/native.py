@@ -19,7 +19,7 @@ from ..checkpoint.packed import (
 )
 from ..checkpoint.quantized import Quantized, open_quantized, quantization_of
 from ..config import ModelConfig
-from ..errors import CancelledError, ConfigError, NumericalError, ShapeError
+from ..errors import CancelledError, ConfigError, NonFiniteError, ShapeError
 from ..state import FIELDS, Fingerprint, State
 from .protocol import Logits, check_batch
 
@@ -120,7 +120,7 @@ class NativeEngine:
 
         Raises:
             CancelledError: ``cancel`` was set.
-            NumericalError: a logit is NaN or infinite: weights or state are damaged.
+            NonFiniteError: a logit is NaN or infinite: weights or state are damaged.
         """
         by_name = logits if isinstance(logits, str) else "none"
         flat, starts = check_batch(self, tokens, state, by_name)
@@ -147,7 +147,7 @@ class NativeEngine:
         if outcome == "cancelled":
             raise CancelledError("the forward was cancelled; the state given to it is unchanged")
         if outcome != "done":
-            raise NumericalError(
+            raise NonFiniteError(
                 "a logit is NaN or infinite: the weights or the state are damaged; load them again"
             )
         return out, State(**dict(zip(FIELDS, after)), fingerprint=self.fingerprint)
