@@ -43,20 +43,13 @@ def build_transformers(shape: dict):
 
 
 def build_neox(shape: dict):
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from peers import gpt_neox
 
-    d = shape["hidden_size"]
-    model = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=shape["vocab_size"],
-            hidden_size=d,
-            num_hidden_layers=shape["num_hidden_layers"],
-            num_attention_heads=max(1, d // 64),
-            intermediate_size=4 * d,
-            max_position_embeddings=1 << 15,
-            use_cache=False,
-        )
-    )
+    from wkv.config import ModelConfig
+
+    # The published models' form: heads of 64, a feed-forward layer of 4 times the width.
+    width = shape["hidden_size"]
+    model = gpt_neox(ModelConfig(**shape), 1 << 13, head=64, intermediate=4 * width)
     return model, lambda tokens: model(tokens[:, 1:], labels=tokens[:, 1:], use_cache=False).loss
 
 

@@ -250,6 +250,8 @@ def _write_calibrated(
             weights = found.weights()
         else:
             out.tensor(name, kind)
+        if name == "head.weight":
+            return inputs  # nothing comes after it, and logits of every token would fill the memory
         return np.asarray(inputs @ weights.T)
 
     out.tensor("emb.weight", exceptions.get("emb.weight", format))

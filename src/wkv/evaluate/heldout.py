@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..data import IGNORED, Binidx, Blocks
 from ..errors import ConfigError, CorpusError
+from ..train.loss import token_losses
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
 Stepping = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
@@ -51,14 +52,6 @@ class HeldOut:
         Unlike perplexity it can be compared between tokenizers.
         """
         return self.nats / math.log(2) / size
-
-
-def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats of each label [B, T]; 0 where the label is −100."""
-    flat = F.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return flat.view(labels.shape)
 
 
 @torch.inference_mode()
