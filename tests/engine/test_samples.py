@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -24,6 +26,19 @@ def test_own_samples_repeat_and_follow_the_models_distribution(tiny_folder, monk
     chosen = np.take_along_axis(logits, ids[:, 1:, None], 2).mean()
     entropy = (np.exp(logits) * logits).sum(-1).mean()
     assert abs(chosen - entropy) < 0.2 < chosen - logits.mean()
+
+
+def test_every_token_is_drawn_as_often_as_its_probability_says(monkeypatch):
+    class Fixed:
+        config = SimpleNamespace(bos_token_id=0)
+
+        def forward(self, tokens, state):
+            return np.log(np.tile([0.1, 0.2, 0.3, 0.4], (len(tokens), 1))), None
+
+    monkeypatch.setattr(samples, "LENGTH", 100)
+    drawn = samples.own_samples(Fixed())[:, 1:]
+    shares = np.bincount(drawn.ravel(), minlength=4) / drawn.size
+    assert np.abs(shares - [0.1, 0.2, 0.3, 0.4]).max() < 0.02  # 6,336 draws: σ is 0.006
 
 
 def test_a_text_gives_whole_sequences_from_all_of_it():

@@ -16,7 +16,7 @@ from tests.oracles import rwkv_float64
 from tests.oracles.models import random_weights, torch_model, transformers_model
 from wkv.config import ModelConfig, preset
 from wkv.errors import ShapeError
-from wkv.model.rwkv4 import Rwkv4
+from wkv.model.rwkv4 import Rwkv4, _SquaredReLU
 from wkv.state import FIELDS, State
 
 TOKENS = [5, 17, 3, 88, 5, 41, 0, 96, 23, 23, 7, 60, 1]
@@ -212,3 +212,9 @@ def test_presets_have_the_published_number_of_parameters(size, pile, world):
 
 def test_the_counted_parameters_are_those_of_the_module(config):
     assert sum(p.numel() for p in Rwkv4(config).parameters()) == config.parameters
+
+
+def test_the_gradient_through_the_squared_relu_is_exact():
+    x = torch.tensor([-2.0, -1e-3, 1e-3, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    assert torch.equal(_SquaredReLU.apply(x), torch.relu(x).square())
+    assert torch.autograd.gradcheck(_SquaredReLU.apply, x, eps=1e-7)
