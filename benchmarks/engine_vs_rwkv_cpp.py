@@ -2,95 +2,35 @@
 
     python benchmarks/engine_vs_rwkv_cpp.py MODEL --library librwkv.so [--peers rwkv,transformers]
 
-MODEL is a checkpoint, or a published size (``169m`` … ``14b``) for random weights. Build rwkv.cpp
-for this very CPU (``-DCMAKE_C_FLAGS=-march=native -DRWKV_AVX512=ON``). Runs are interleaved: every
-round times each engine once, and reads memory once; medians are given. rwkv.cpp's files are written
-by ``wkv.checkpoint.convert`` into --work and used again.
+MODEL is a checkpoint, or a published size (``169m`` … ``14b``) for random weights. Runs are
+interleaved: every round times each engine once, and reads memory once; medians are given. Needs a
+build of rwkv.cpp (see rwkv_cpp.py), whose files are written into --work and used again.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness import machine, table
+from rwkv_cpp import RwkvCpp, converted
 
 from wkv import _native
 from wkv.checkpoint import convert, open_checkpoint
 from wkv.checkpoint.names import expected_tensors, to_hf
 from wkv.config import PRESETS, ModelConfig
-from wkv.engine.measure import bandwidth, bytes_per_token
+from wkv.engine.measure import bandwidth, bytes_per_token, operations_per_token
 from wkv.engine.native import NativeEngine, load_format
 
-PAIRS = (("q4", "q4_0"), ("q8", "q8_0"), ("bf16", "float16"), ("f32", "float32"))
-# rwkv.cpp unrolls its graph over tokens and layers, and aborts where it has too many nodes.
-MOST_NODES = 4096
-NODES = 44  # a token and layer
-
-
-class RwkvCpp:
-    """rwkv.cpp through its C interface: one sequence, state in and out."""
-
-    def __init__(self, library: str, file: Path, threads: int) -> None:
-        self.lib = ctypes.CDLL(library)
-        self.lib.rwkv_init_from_file.restype = ctypes.c_void_p
-        self.lib.rwkv_init_from_file.argtypes = [ctypes.c_char_p, ctypes.c_uint32]
-        floats, ids = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_uint32)
-        self.lib.rwkv_eval.argtypes = [ctypes.c_void_p, ctypes.c_uint32, floats, floats, floats]
-        self.lib.rwkv_eval_sequence.argtypes = [
-            ctypes.c_void_p, ids, ctypes.c_size_t, floats, floats, floats,
-        ]  # fmt: skip
-        for name in ("rwkv_get_state_len", "rwkv_get_logits_len"):
-            getattr(self.lib, name).restype = ctypes.c_size_t
-            getattr(self.lib, name).argtypes = [ctypes.c_void_p]
-        self.context = self.lib.rwkv_init_from_file(str(file).encode(), threads)
-        if not self.context:
-            raise SystemExit(f"rwkv.cpp cannot load {file}")
-        self.state = np.zeros(self.lib.rwkv_get_state_len(self.context), np.float32)
-        self.lib.rwkv_get_n_layer.restype = ctypes.c_size_t
-        self.lib.rwkv_get_n_layer.argtypes = [ctypes.c_void_p]
-        self.chunk = MOST_NODES // NODES // self.lib.rwkv_get_n_layer(self.context)
-        self.logits = np.zeros(self.lib.rwkv_get_logits_len(self.context), np.float32)
-        self.started = False
-
-    def _pointers(self) -> tuple[Any, Any, Any]:
-        floats = ctypes.POINTER(ctypes.c_float)
-        state = self.state.ctypes.data_as(floats)
-        return (state if self.started else None), state, self.logits.ctypes.data_as(floats)
-
-    def reset(self) -> None:
-        self.started = False
-
-    def step(self, token: int) -> np.ndarray:
-        assert self.lib.rwkv_eval(self.context, token, *self._pointers())
-        self.started = True
-        return self.logits
-
-    def prompt(self, tokens: list[int]) -> None:
-        for at in range(0, len(tokens), self.chunk):
-            part = np.array(tokens[at : at + self.chunk], np.uint32)
-            ids = part.ctypes.data_as(ctypes.POINTER(ctypes.c_uint32))
-            assert self.lib.rwkv_eval_sequence(self.context, ids, len(part), *self._pointers())
-            self.started = True
-
-    def perplexity(self, ids: list[int]) -> float:
-        self.reset()
-        total = 0.0
-        for token, target in pairwise(ids):
-            logits = self.step(token).astype(np.float64)
-            top = logits.max()
-            total += np.log(np.exp(logits - top).sum()) + top - logits[target]
-        return float(np.exp(total / (len(ids) - 1)))
+PAIRS = {"q4": "q4_0", "q8": "q8_0", "bf16": "float16", "f32": "float32"}
 
 
 def random_checkpoint(config: ModelConfig, folder: Path) -> Path:
@@ -113,13 +53,21 @@ def random_checkpoint(config: ModelConfig, folder: Path) -> Path:
     return folder
 
 
-def torch_peers(names: list[str], source: Path, threads: int) -> dict[str, Callable[[], None]]:
-    """One step of decoding of the PyTorch packages, float32."""
+@dataclass
+class Package:
+    """A PyTorch package, float32: one step of decoding, and where it can, a whole prompt."""
+
+    step: Callable[[], Any]
+    prompt: Callable[[list[int]], Any] | None
+
+
+def torch_peers(names: list[str], source: Path, threads: int) -> dict[str, Package]:
+    """The ``rwkv`` package and transformers' RWKV, as asked for."""
     import os
 
-    steps: dict[str, Callable[[], None]] = {}
+    found: dict[str, Package] = {}
     if not names:
-        return steps
+        return found
     os.environ.update(RWKV_V7_ON="0", RWKV_JIT_ON="0", RWKV_CUDA_ON="0")
     import torch
 
@@ -135,7 +83,7 @@ def torch_peers(names: list[str], source: Path, threads: int) -> dict[str, Calla
         def step() -> None:
             _, held[0] = model.forward([1], held[0])
 
-        steps["rwkv package fp32"] = step
+        found["rwkv package fp32"] = Package(step, lambda ids: model.forward(ids, None))
     if "transformers" in names:
         from transformers.models.rwkv.modeling_rwkv import RwkvForCausalLM
 
@@ -155,18 +103,111 @@ def torch_peers(names: list[str], source: Path, threads: int) -> dict[str, Calla
         def hf_step() -> None:
             kept[0] = other(torch.tensor([[1]]), state=kept[0], use_cache=True).state
 
-        steps["transformers fp32"] = hf_step
-    return steps
+        found["transformers fp32"] = Package(hf_step, None)  # its prompts are a loop of steps
+    return found
 
 
 def timed(run: Callable[[], Any]) -> float:
+    """Seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
+def steps(run: Callable[[], Any], count: int = 8) -> float:
+    """Median seconds of some calls."""
+    return statistics.median(timed(run) for _ in range(count))
+
+
+@dataclass
+class Contest:
+    """The engines by our format's name, rwkv.cpp's under that of its rival, and the packages."""
+
+    ours: dict[str, NativeEngine]
+    theirs: dict[str, RwkvCpp]
+    packages: dict[str, Package]
+
+    def decode(self, rounds: int) -> tuple[dict[str, list[float]], list[list[str]], float]:
+        """Seconds a token by name; ratio and share of bandwidth by format; the bandwidth, B/s."""
+        times: dict[str, list[float]] = {}
+        pairs: dict[str, list[float]] = {format: [] for format in self.ours}
+        shares: dict[str, list[float]] = {format: [] for format in self.ours}
+        readings: list[float] = []
+        states = {format: engine.forward([[1]])[1] for format, engine in self.ours.items()}
+        for turn in range(rounds + 1):  # the first warms up
+            for format, engine in self.ours.items():
+                reading = bandwidth(engine, 2)
+
+                def run(format: str = format, engine: NativeEngine = engine) -> None:
+                    _, states[format] = engine.forward([[1]], states[format])
+
+                mine = steps(run)
+                if turn:
+                    readings.append(reading)
+                    times.setdefault(f"wkv {format}", []).append(mine)
+                    shares[format].append(bytes_per_token(engine) / mine / reading)
+                if rival := self.theirs.get(format):
+                    other = steps(lambda rival=rival: rival.step(1))
+                    if turn:
+                        times.setdefault(f"rwkv.cpp {PAIRS[format]}", []).append(other)
+                        pairs[format].append(other / mine)
+            for name, package in self.packages.items():
+                took = timed(package.step)
+                if turn:
+                    times.setdefault(name, []).append(took)
+        ratios = [
+            [
+                format,
+                f"{statistics.median(pairs[format]):.2f}" if pairs[format] else "",
+                f"{100 * statistics.median(shares[format]):.0f} %",
+            ]
+            for format in self.ours
+        ]
+        return times, ratios, statistics.median(readings)
+
+    def prompts(self, prompt: list[int], threads: int) -> list[list[str]]:
+        """Name, tokens/s and share of the product peak, medians of three."""
+        times: dict[str, list[float]] = {}
+        peaks: dict[str, list[float]] = {}
+        for _ in range(3):
+            for format, engine in self.ours.items():
+                peaks.setdefault(f"wkv {format}", []).append(_native.product_peak(format, threads))
+                took = timed(lambda engine=engine: engine.forward([prompt]))
+                times.setdefault(f"wkv {format}", []).append(took)
+                if rival := self.theirs.get(format):
+                    rival.reset()
+                    took = timed(lambda rival=rival: rival.prompt(prompt))
+                    times.setdefault(f"rwkv.cpp {PAIRS[format]}", []).append(took)
+            for name, package in self.packages.items():
+                if read := package.prompt:
+                    times.setdefault(name, []).append(timed(lambda read=read: read(prompt)))
+        some = next(iter(self.ours.values()))
+        operations = len(prompt) * operations_per_token(some.config, head=False)
+        rows = []
+        for name, seconds in times.items():
+            took = statistics.median(seconds)
+            peak = peaks.get(name)
+            share = f"{100 * operations / took / statistics.median(peak):.0f} %" if peak else ""
+            rows.append([name, f"{len(prompt) / took:.0f}", share])
+        return rows
+
+    def together(self, sequences: int = 16) -> list[list[str]]:
+        """Tokens/s of many sequences that decode together, and times that of one."""
+        rows = []
+        for format, engine in self.ours.items():
+            state, alone = engine.forward([[1]] * sequences)[1], engine.forward([[1]])[1]
+            many, one = [], []
+            for _ in range(6):
+                many.append(timed(lambda: engine.forward([[2]] * sequences, state)))  # noqa: B023
+                one.append(timed(lambda: engine.forward([[2]], alone)))  # noqa: B023
+            gain = sequences * statistics.median(one) / statistics.median(many)
+            rate = sequences / statistics.median(many)
+            rows.append([f"wkv {format}", f"{rate:.0f}", f"{gain:.1f}"])
+        return rows
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--library", help="librwkv.so; left out, only this package is measured")
     parser.add_argument("--peers", default="", help="rwkv,transformers")
@@ -175,8 +216,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "wkv-bench")
-    parser.add_argument("--eval", type=Path, help="a text: perplexity of each format too")
-    parser.add_argument("--eval-tokens", type=int, default=4000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
 
@@ -185,128 +224,33 @@ def main() -> None:
     else:
         source = Path(options.model)
     formats = options.formats.split(",")
-    ours: dict[str, NativeEngine] = {}
-    theirs: dict[str, RwkvCpp] = {}
-    for format, kind in PAIRS:
-        if format not in formats:
-            continue
-        ours[format] = load_format(source, format=format, threads=options.threads)
+    contest = Contest({}, {}, {})
+    for format in formats:
+        contest.ours[format] = load_format(source, format=format, threads=options.threads)
         if options.library:
-            file = options.work / f"{source.name}-{kind}.bin"
-            if not file.exists():
-                convert(source, file, dtype=kind)
-            theirs[format] = RwkvCpp(options.library, file, options.threads)
-    packages = torch_peers([p for p in options.peers.split(",") if p], source, options.threads)
+            file = converted(source, PAIRS[format], options.work)
+            contest.theirs[format] = RwkvCpp(options.library, file, options.threads)
+    peers = [name for name in options.peers.split(",") if name]
+    contest.packages = torch_peers(peers, source, options.threads)
 
-    decode: dict[str, list[float]] = {}
-    readings: list[float] = []
-    states = {f: e.forward([[1]])[1] for f, e in ours.items()}
-    pairs: dict[str, list[float]] = {f: [] for f in ours}
-    shares: dict[str, list[float]] = {f: [] for f in ours}
-    steps = 8
-    for turn in range(options.rounds + 1):
-        for format, engine in ours.items():
-            reading = bandwidth(engine, 2)
-            readings.append(reading)
-
-            def run(format: str = format, engine: NativeEngine = engine) -> None:
-                _, states[format] = engine.forward([[1]], states[format])
-
-            mine = statistics.median(timed(run) for _ in range(steps))
-            if turn:
-                decode.setdefault(f"wkv {format}", []).append(mine)
-                shares[format].append(bytes_per_token(engine) / mine / reading)
-            if format in theirs:
-                other = statistics.median(
-                    timed(lambda: theirs[format].step(1))  # noqa: B023
-                    for _ in range(steps)
-                )
-                if turn:
-                    decode.setdefault(f"rwkv.cpp {dict(PAIRS)[format]}", []).append(other)
-                    pairs[format].append(other / mine)
-        for name, step in packages.items():
-            took = timed(step)
-            if turn:
-                decode.setdefault(name, []).append(took)
-
-    rows = [
+    times, ratios, read = contest.decode(options.rounds)
+    decode = [
         [name, f"{1e3 * statistics.median(t):.2f}", f"{1 / statistics.median(t):.1f}"]
-        for name, t in decode.items()
+        for name, t in times.items()
     ]
-    ratios = [
-        [
-            f,
-            f"{statistics.median(p):.2f}" if p else "",
-            f"{100 * statistics.median(shares[f]):.0f} %",
-        ]
-        for f, p in pairs.items()
-    ]
-    prompt = [i % 1000 for i in range(options.prompt)]
-    speeds: dict[str, list[float]] = {}
-    peaks: dict[str, float] = {}
-    for _ in range(3):
-        for format, engine in ours.items():
-            peak = _native.product_peak(format, options.threads)
-            peaks[format] = max(peaks.get(format, 0), peak)
-            speeds.setdefault(f"wkv {format}", []).append(timed(lambda: engine.forward([prompt])))  # noqa: B023
-            if format in theirs:
-                theirs[format].reset()
-                speeds.setdefault(f"rwkv.cpp {dict(PAIRS)[format]}", []).append(
-                    timed(lambda: theirs[format].prompt(prompt))  # noqa: B023
-                )
-    prompts = [[n, f"{len(prompt) / statistics.median(t):.0f}"] for n, t in speeds.items()]
-    together = []
-    for format, engine in ours.items():
-        state = engine.forward([[1]] * 16)[1]
-        many, one = [], []
-        for _ in range(6):
-            many.append(timed(lambda: engine.forward([[2]] * 16, state)))  # noqa: B023
-            one.append(timed(lambda: engine.forward([[2]], states[format])))  # noqa: B023
-        gain = 16 * statistics.median(one) / statistics.median(many)
-        together.append([f"wkv {format}", f"{16 / statistics.median(many):.0f}", f"{gain:.1f}"])
-
-    result = {"decode": rows, "ratios": ratios, "prompt": prompts, "batch of 16": together}
-    if options.eval:
-        result["perplexity"] = qualities(options, source, ours, theirs)
+    prompts = contest.prompts([i % 1000 for i in range(options.prompt)], options.threads)
+    together = contest.together()
     if options.json:
-        print(json.dumps({"machine": machine(), **result}))
+        result = {"decode": decode, "ratios": ratios, "prompt": prompts, "batch of 16": together}
+        print(json.dumps({"machine": machine(), "bandwidth": read, **result}))
         return
     print(f"## {options.model} on {machine()}, {options.threads} threads\n")
-    print(f"Memory read at {statistics.median(readings) / 1e9:.1f} GB/s (median beside the runs)\n")
-    print(table(["decode", "ms a token", "tokens/s"], rows), "\n")
+    print(f"Memory read at {read / 1e9:.1f} GB/s (median beside the runs)\n")
+    print(table(["decode", "ms a token", "tokens/s"], decode), "\n")
     print(table(["format", "times rwkv.cpp", "share of bandwidth"], ratios), "\n")
-    print(table([f"prompt of {len(prompt)}", "tokens/s"], prompts), "\n")
-    print(table(["16 sequences", "tokens/s", "times one"], together), "\n")
-    if options.eval:
-        print(table(["perplexity", "", "against float32"], result["perplexity"]))
-
-
-def qualities(
-    options: argparse.Namespace,
-    source: Path,
-    ours: dict[str, NativeEngine],
-    theirs: dict[str, RwkvCpp],
-) -> list[list[str]]:
-    from wkv.engine.perplexity import perplexity
-    from wkv.tokenizer import find_tokenizer
-
-    ids = find_tokenizer(source, next(iter(ours.values())).config.vocab_size).encode(
-        options.eval.read_text(encoding="utf-8")
-    )[: options.eval_tokens]
-    exact = perplexity(load_format(source, format="f32", threads=options.threads), ids)
-    found = {"wkv f32": exact}
-    for format, engine in ours.items():
-        found[f"wkv {format}"] = perplexity(engine, ids)
-    for kind in ("q4_0", "q4_1", "q8_0", "float16"):
-        if options.library:
-            file = options.work / f"{source.name}-{kind}.bin"
-            if not file.exists():
-                convert(source, file, dtype=kind)
-            found[f"rwkv.cpp {kind}"] = RwkvCpp(options.library, file, options.threads).perplexity(
-                ids
-            )
-    return [[n, f"{p:.4f}", f"{100 * (p / exact - 1):+.3f} %"] for n, p in found.items()]
+    print(table([f"prompt of {options.prompt}", "tokens/s", "share of peak"], prompts), "\n")
+    print(table(["16 sequences", "tokens/s", "times one"], together))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

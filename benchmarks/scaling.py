@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from harness import machine, report
 
+from wkv.picture import picture
+
 SIZES = {"1M": (96, 3), "3M": (160, 5), "10M": (320, 6)}  # width, layers
 RATES = {"rwkv": (3e-3, 6e-3, 1.2e-2), "gpt_neox": (1e-3, 2e-3, 4e-3)}
 NAMES = {"rwkv": "RWKV-4", "gpt_neox": "GPT-NeoX"}
@@ -149,31 +151,25 @@ def fit(rows: list[dict[str, Any]]) -> tuple[float, float]:
 
 def draw(best: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Training curves at the left, validation loss against size at the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for architecture, colour in (("rwkv", "C0"), ("gpt_neox", "C1")):
-        rows = best[architecture]
-        for row, style in zip(rows, (":", "--", "-"), strict=True):
-            steps, losses = np.array(row["curve"]).T
-            smooth = np.convolve(losses, np.ones(5) / 5, "valid")
-            label = f"{NAMES[architecture]} {row['size']}"
-            left.plot(steps[4:], smooth, style, color=colour, lw=1, label=label)
-        c, b = fit(rows)
-        n = np.array([row["parameters"] for row in rows])
-        right.plot(n, [row["loss"] for row in rows], "o", color=colour)
-        label = f"{NAMES[architecture]}: {c:.2f}·N^-{b:.3f}"
-        right.plot(n, c * n**-b, color=colour, label=label)
-    left.set(xlabel="step", ylabel="training loss, nats a token", ylim=(None, 7))
-    right.set(xlabel="parameters", ylabel="validation loss, nats a token", xscale="log")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with picture(path, 10, 4) as figure:
+        left, right = figure.subplots(1, 2)
+        for architecture, colour in (("rwkv", "C0"), ("gpt_neox", "C1")):
+            rows = best[architecture]
+            for row, style in zip(rows, (":", "--", "-"), strict=True):
+                steps, losses = np.array(row["curve"]).T
+                smooth = np.convolve(losses, np.ones(5) / 5, "valid")
+                label = f"{NAMES[architecture]} {row['size']}"
+                left.plot(steps[4:], smooth, style, color=colour, lw=1, label=label)
+            c, b = fit(rows)
+            n = np.array([row["parameters"] for row in rows])
+            right.plot(n, [row["loss"] for row in rows], "o", color=colour)
+            label = f"{NAMES[architecture]}: {c:.2f}·N^-{b:.3f}"
+            right.plot(n, c * n**-b, color=colour, label=label)
+        left.set(xlabel="step", ylabel="training loss, nats a token", ylim=(None, 7))
+        right.set(xlabel="parameters", ylabel="validation loss, nats a token", xscale="log")
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ def main() -> None:
                 name,
                 f"{median(seconds):.2f}",
                 f"{tokens / median(seconds):.0f}",
-                f"{ratio(seconds, times['wkv']):.2f}",
+                f"{ratio(seconds, times['wkv']):.2f}" if "wkv" in times else "",
                 f"{100 * work / median(seconds) / peak:.0f} %",
             ]
         )

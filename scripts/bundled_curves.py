@@ -10,8 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from wkv.picture import picture
 
 
 def points(folder: Path, key: str, before: float) -> list[tuple[float, float]]:
@@ -28,27 +27,26 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--png", type=Path, required=True)
     options = parser.parse_args()
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots(1, 2)
-    loss, rate = axes
-    before = 0.0
-    for number, run in enumerate(options.runs):
-        name, _, folder = run.partition("=")
-        colour = f"C{number}"
-        curve = points(Path(folder), "loss", before)
-        loss.plot(*zip(*curve), lw=0.8, color=colour, label=name)
-        held = points(Path(folder), "eval_loss", before)
-        loss.plot(*zip(*held), "o", ms=4, color=colour, mec="k", mew=0.5)
-        rate.plot(*zip(*points(Path(folder), "learning_rate", before)), color=colour)
-        before = curve[-1][0]
-    loss.set(xlabel="million tokens", ylabel="loss, nats a label (dots: validation)", ylim=(2.2, 6))
-    loss.legend(fontsize=8)
-    rate.set(xlabel="million tokens", ylabel="learning rate", yscale="log")
-    for one in axes:
-        one.grid(alpha=0.3)
-    options.png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(options.png, dpi=100)
+    with picture(options.png, 10, 3.4, dpi=100) as figure:
+        axes: Any = figure.subplots(1, 2)
+        loss, rate = axes
+        before = 0.0
+        for number, run in enumerate(options.runs):
+            name, _, folder = run.partition("=")
+            colour = f"C{number}"
+            curve = points(Path(folder), "loss", before)
+            loss.plot(*zip(*curve), lw=0.8, color=colour, label=name)
+            held = points(Path(folder), "eval_loss", before)
+            loss.plot(*zip(*held), "o", ms=4, color=colour, mec="k", mew=0.5)
+            rate.plot(*zip(*points(Path(folder), "learning_rate", before)), color=colour)
+            before = curve[-1][0]
+        loss.set(
+            xlabel="million tokens", ylabel="loss, nats a label (dots: validation)", ylim=(2.2, 6)
+        )
+        loss.legend(fontsize=8)
+        rate.set(xlabel="million tokens", ylabel="learning rate", yscale="log")
+        for one in axes:
+            one.grid(alpha=0.3)
 
 
 if __name__ == "__main__":

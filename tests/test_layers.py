@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "wkv"
 LAYERS = (
     "errors",
     "atomic",
+    "picture",
     "config",
     "state",
     "tokenizer",

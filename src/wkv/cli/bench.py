@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, UnavailableError
+from ..errors import ConfigError
 
 
 def bench(
@@ -54,12 +54,15 @@ def bench(
         if value < 1:
             raise ConfigError(f"--{name} is {value}: give at least 1")
     if plot is not None:
-        _need_matplotlib()
+        from ..picture import need_matplotlib
+
+        need_matplotlib("--plot")
     found = _measure(model, size, format, threads, prompt, sequences, positions)
     if plot is not None:
         from ..engine.measure import plot_positions
 
-        plot_positions(found["positions"], plot, f"{found['model']}, {found['format']}")
+        name = f"{Path(found['model']).name}, {found['format']}, {found['threads']} threads"
+        plot_positions(found["positions"], plot, name)
     if as_json:
         import json
 
@@ -69,13 +72,6 @@ def bench(
         typer.echo(line)
     if plot is not None:
         typer.echo(f"picture: {plot}")
-
-
-def _need_matplotlib() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UnavailableError("--plot needs matplotlib: pip install 'wkv[train]'")
 
 
 def _measure(

@@ -25,6 +25,7 @@ from ..checkpoint.packed import (
     packed_bytes,
 )
 from ..config import ModelConfig
+from ..picture import picture
 from ..state import State
 from .native import NativeEngine, available_threads
 
@@ -195,16 +196,10 @@ def thread_counts(most: int | None = None) -> list[int]:
 
 def plot_positions(found: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """A picture of tokens a second against position."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4))
-    axes.plot([f["position"] for f in found], [1e3 / f["ms_per_token"] for f in found], "o-")
-    axes.set(xscale="log", xlabel="position", ylabel="tokens a second", title=title)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    speeds = [1e3 / f["ms_per_token"] for f in found]
+    with picture(path, 7, 4) as figure:
+        axes = figure.subplots()
+        axes.plot([f["position"] for f in found], speeds, "o-")
+        axes.set(xscale="log", xlabel="position", ylabel="tokens a second", title=title)
+        axes.set_ylim(0, 1.2 * max(speeds))
+        axes.grid(alpha=0.3)
