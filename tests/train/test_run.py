@@ -316,6 +316,14 @@ def test_a_running_run_draws_its_picture_when_asked(tmp_path):
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
+def test_a_picture_that_cannot_be_written_does_not_end_a_run(tmp_path, capsys):
+    trainer = build_trainer(recipe_of(tmp_path, run={"plot": True}))
+    (tmp_path / "out" / "training.png").mkdir(parents=True)
+    trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps
+    assert "no picture: " in capsys.readouterr().err
+
+
 def test_one_document_of_two_tokens_trains(tmp_path):
     source = tmp_path / "x.jsonl"
     source.write_text('{"text": "a"}\n')

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from ..errors import WkvError
 from ..tokenizer import Tokenizer
 from .plots import plot_run
 
@@ -142,7 +143,10 @@ class Watch(TrainerCallback):
         if state.is_world_process_zero and self._trainer.recipe.run.plot:
             output = Path(self._trainer.args.output_dir)
             positions = getattr(self._trainer, "loss_by_position", ())
-            plot_run(state.log_history, output / "training.png", positions, output.name)
+            try:
+                plot_run(state.log_history, output / "training.png", positions, output.name)
+            except WkvError as error:  # a run is worth more than its picture
+                tqdm.write(f"no picture: {error}", file=sys.stderr)
 
 
 class Samples(TrainerCallback):
