@@ -175,8 +175,11 @@ class Contest:
                 took = timed(lambda engine=engine: engine.forward([prompt]))
                 times.setdefault(f"wkv {format}", []).append(took)
                 if rival := self.theirs.get(format):
+                    # Its rate is that of its small chunks, however many there are.
                     rival.reset()
-                    took = timed(lambda rival=rival: rival.prompt(prompt))
+                    few = prompt[: 16 * rival.chunk]
+                    took = timed(lambda rival=rival, few=few: rival.prompt(few))
+                    took *= len(prompt) / len(few)
                     times.setdefault(f"rwkv.cpp {PAIRS[format]}", []).append(took)
             for name, package in self.packages.items():
                 if read := package.prompt:

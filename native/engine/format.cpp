@@ -27,11 +27,8 @@ Layout::Layout(Format f, int columns) : format(f), cols(columns) {
   m.cols = columns;
   blocks = m.blocks();
   const size_t element = f == Format::f32 || f == Format::bf16 ? 4 : 1;
-  const size_t list = sizeof(int32_t) * size_t(blocks);
-  start = up(element * size_t(m.padded_cols()), kLine);
-  scale = start + list;
-  off = scale + list;
-  counts = off + list;
+  headers = up(element * size_t(m.padded_cols()), kLine);
+  counts = headers + sizeof(InputHeader) * size_t(blocks);
   steps = counts + size_t(blocks);
   bytes = up(steps + size_t(blocks) * size_t(block_steps(f)), kLine);
   // An odd number of lines keeps the tokens of a tile out of each other's cache sets.

@@ -56,14 +56,20 @@ struct Matrix {
   WKV_INLINE size_t bytes() const { return panel_bytes() * size_t(panels()); }
 };
 
-// What one token's input vector of a product looks like after `quantize`: q | start | scale | off,
-// and for sparse products the list of the steps that are not zero.
-//   f32, bf16: the values, in float32. q8, q4: int8 values with one scale a block; start = −128·Σq and
-//   off = scale·Σq are what the zero points of the weights need.
+// What one block of a quantized input has beside its values: their scale, and with Σq the sum of the
+// block, what the zero points of the weights need.
+struct InputHeader {
+  int32_t start;     // −128·Σq
+  float scale, off;  // off = scale·Σq
+};
+
+// What one token's input vector of a product looks like after `quantize`: values | headers, and for
+// sparse products the list of the steps that are not zero.
+//   f32, bf16: the values, in float32. q8, q4: int8 values with one scale a block.
 struct Layout {
   Format format = Format::f32;
   int cols = 0, blocks = 0;
-  size_t start = 0, scale = 0, off = 0, counts = 0, steps = 0;  // byte offsets
+  size_t headers = 0, counts = 0, steps = 0;  // byte offsets
   size_t bytes = 0;                                            // from one token to the next
 
   Layout() = default;

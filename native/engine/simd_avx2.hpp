@@ -34,6 +34,10 @@ inline void store_n(float* p, F x, int n) {
   store(t, x);
   std::memcpy(p, t, sizeof(float) * unsigned(n));
 }
+// A prefetch that the compiler takes for arithmetic: the builtin counts as an access to any memory, and
+// sums would be stored before each.
+inline void prefetch(const uint8_t* p) { __asm__ volatile("prefetcht0 (%0)" : : "r"(p)); }
+inline void keep(F&) {}
 inline F keep_n(F x, int n) {
   if (n >= 16) return x;
   float t[16];
@@ -119,8 +123,8 @@ inline F high_half(W w) {
 
 #ifdef WKV_AVX_VNNI
 inline __m256i dot_us(__m256i acc, __m256i u, __m256i s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
-inline I start_q8(const int32_t* minus_128_sum) {
-  return {_mm256_set1_epi32(*minus_128_sum), _mm256_set1_epi32(*minus_128_sum)};
+inline I start_q8(int32_t minus_128_sum) {
+  return {_mm256_set1_epi32(minus_128_sum), _mm256_set1_epi32(minus_128_sum)};
 }
 inline I dot_q8(I acc, W w, X x) { return {dot_us(acc.a, w.a, x), dot_us(acc.b, w.b, x)}; }
 #else
@@ -129,7 +133,7 @@ inline I dot_q8(I acc, W w, X x) { return {dot_us(acc.a, w.a, x), dot_us(acc.b, 
 inline __m256i dot_us(__m256i acc, __m256i u, __m256i s) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
 }
-inline I start_q8(const int32_t*) { return izero(); }
+inline I start_q8(int32_t) { return izero(); }
 inline I dot_q8(I acc, W w, X x) {
   const __m256i flip = _mm256_set1_epi8(char(0x80)), u = _mm256_abs_epi8(x);
   return {dot_us(acc.a, u, _mm256_sign_epi8(_mm256_xor_si256(w.a, flip), x)),

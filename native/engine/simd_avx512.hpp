@@ -31,6 +31,11 @@ inline F keep_n(F x, int n) { return n >= 16 ? x : _mm512_maskz_mov_ps(first(n),
 inline F add(F a, F b) { return _mm512_add_ps(a, b); }
 inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
 inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+// A prefetch that the compiler takes for arithmetic: the builtin counts as an access to any memory, and
+// sums would be stored before each.
+inline void prefetch(const uint8_t* p) { __asm__ volatile("prefetcht0 (%0)" : : "r"(p)); }
+// In a register from here on: GCC would rather make a value again from memory for each use.
+inline void keep(F& x) { __asm__("" : "+v"(x)); }
 inline F div(F a, F b) { return _mm512_div_ps(a, b); }
 inline F max(F a, F b) { return _mm512_max_ps(a, b); }
 inline F min(F a, F b) { return _mm512_min_ps(a, b); }
@@ -63,7 +68,7 @@ inline X group(const void* p) {
 inline F as_float(W w) { return _mm512_castsi512_ps(w); }
 
 // q8: bytes are value + 128; the accumulator starts at −128·Σx so that dot_q8 sums value·x.
-inline I start_q8(const int32_t* minus_128_sum) { return I(_mm512_set1_epi32(*minus_128_sum)); }
+inline I start_q8(int32_t minus_128_sum) { return I(_mm512_set1_epi32(minus_128_sum)); }
 inline I dot_q8(I acc, W w, X x) { return I(_mm512_dpbusd_epi32(__m512i(acc), w, x)); }
 
 inline W low(W w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }

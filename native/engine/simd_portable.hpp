@@ -31,6 +31,8 @@ inline void store_n(float* p, const F& x, int n) {
 inline F keep_n(const F& x, int n) WKV_EACH(F, i < n ? x.v[i] : 0.0f)
 inline F add(const F& a, const F& b) WKV_EACH(F, a.v[i] + b.v[i])
 inline F sub(const F& a, const F& b) WKV_EACH(F, a.v[i] - b.v[i])
+inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
+inline void keep(F&) {}
 inline F mul(const F& a, const F& b) WKV_EACH(F, a.v[i] * b.v[i])
 inline F div(const F& a, const F& b) WKV_EACH(F, a.v[i] / b.v[i])
 inline F max(const F& a, const F& b) WKV_EACH(F, a.v[i] > b.v[i] ? a.v[i] : b.v[i])
@@ -98,7 +100,7 @@ inline uint32_t lane(const W& w, int i) {
 inline F as_float(const W& w) WKV_EACH(F, float_of(lane(w, i)))
 inline F low_half(const W& w) WKV_EACH(F, float_of(lane(w, i) << 16))
 inline F high_half(const W& w) WKV_EACH(F, float_of(lane(w, i) & 0xffff0000u))
-inline I start_q8(const int32_t* minus_128_sum) WKV_EACH(I, *minus_128_sum)
+inline I start_q8(int32_t minus_128_sum) WKV_EACH(I, minus_128_sum)
 inline I dot_u4(const I& acc, const W& w, X x)
     WKV_EACH(I, acc.v[i] + w.v[4 * i] * x.v[0] + w.v[4 * i + 1] * x.v[1] + w.v[4 * i + 2] * x.v[2] +
                     w.v[4 * i + 3] * x.v[3])

@@ -76,7 +76,7 @@ void products(const Kernels& k, const Kernels& reference) {
         for (int t = 0; t < tokens; ++t) {
           k.quantize(x.data() + t * m.cols, l, a.p + size_t(t) * l.bytes);
           reference.quantize(x.data() + t * m.cols, l, b.p + size_t(t) * l.bytes);
-          const size_t values = l.start;  // the quantized values agree to a unit
+          const size_t values = l.headers;  // the quantized values agree to a unit
           if (f >= 2)
             for (size_t i = 0; i < values; ++i)
               require(std::abs(int(int8_t(a.p[size_t(t) * l.bytes + i])) -
