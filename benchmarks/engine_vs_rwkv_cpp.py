@@ -166,7 +166,7 @@ class Contest:
         return times, ratios, statistics.median(readings)
 
     def prompts(self, prompt: list[int], threads: int) -> list[list[str]]:
-        """Name, tokens/s and share of the product peak, medians of three."""
+        """Name, tokens/s (medians of three) and share of the best product peak seen."""
         times: dict[str, list[float]] = {}
         peaks: dict[str, list[float]] = {}
         for _ in range(3):
@@ -190,7 +190,7 @@ class Contest:
         for name, seconds in times.items():
             took = statistics.median(seconds)
             peak = peaks.get(name)
-            share = f"{100 * operations / took / statistics.median(peak):.0f} %" if peak else ""
+            share = f"{100 * operations / took / max(peak):.0f} %" if peak else ""
             rows.append([name, f"{len(prompt) / took:.0f}", share])
         return rows
 

@@ -1,9 +1,10 @@
-"""Every benchmark behind a figure of the README, one after the other, as Markdown.
+"""The benchmarks behind the README's figures that need nothing beside `make setup`, as Markdown.
 
     python benchmarks/run_all.py > report.md
 
-Close other programs first. The peers that a script needs are named in its own head; one that is not
-installed leaves its rows out, and the script says so.
+Close other programs first; it takes an hour and more. The others need a build of rwkv.cpp
+(engine_vs_rwkv_cpp.py with --library, quantization_quality.py) or the bundled model's corpus
+(scaling.py).
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ HERE = Path(__file__).parent
 RUNS = (
     ("wkv_operator.py",),
     ("training_step.py", "--context", "512", "--rounds", "3"),
+    ("training_contexts.py",),
     ("long_context.py",),
     ("parity.py",),
     ("parity_formats.py",),
     ("convert_memory.py", "--size", "3b"),
+    ("engine_vs_rwkv_cpp.py", "169m", "--peers", "rwkv,transformers"),
+    ("engine_vs_rwkv_cpp.py", "1b5"),
 )
 
 

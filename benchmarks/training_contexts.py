@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from harness import machine, median, report
 
@@ -38,17 +37,24 @@ def measure(name: str, context: int, options: argparse.Namespace) -> float:
     return float(row["tokens/s"])
 
 
-def draw(found: dict[int, dict[str, float]], path: Path) -> None:
-    """Tokens/s against the context, both axes logarithmic in two."""
-    with picture(path, 6, 4) as figure:
-        axes: Any = figure.subplots()
+def draw(found: dict[int, dict[str, float]], whole_up_to: int, path: Path) -> None:
+    """Tokens/s where all layers fit, and the ratio of the two everywhere, against the context."""
+    with picture(path, 9, 3.6) as figure:
+        speed, ratio = figure.subplots(1, 2)
+        whole = [context for context in found if context <= whole_up_to]
         for name in MODELS:
-            axes.plot(list(found), [speeds[name] for speeds in found.values()], "o-", label=name)
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(bottom=0)
-        axes.set(xlabel="context, tokens", ylabel="training, tokens/s")
-        axes.grid(alpha=0.3)
-        axes.legend()
+            speed.plot(whole, [found[context][name] for context in whole], "o-", label=name)
+        speed.set(ylabel="training, tokens/s")
+        speed.legend()
+        ours, theirs = MODELS
+        ratio.plot(list(found), [s[ours] / s[theirs] for s in found.values()], "o-", color="C2")
+        ratio.axhline(1, color="0.5", lw=0.8)
+        ratio.set(ylabel=f"{ours} ÷ {theirs}")
+        for axes in (speed, ratio):
+            axes.set_xscale("log", base=2)
+            axes.set_ylim(bottom=0)
+            axes.set(xlabel="context, tokens")
+            axes.grid(alpha=0.3)
 
 
 def main() -> None:
@@ -80,7 +86,7 @@ def main() -> None:
     title = f"Training by context, {options.layers}×768, float32, {machine()}"
     report(title, ["context", *(f"{n}, tokens/s" for n in MODELS), "ratio"], rows, options.json)
     if options.png:
-        draw(found, options.png)
+        draw(found, options.whole_up_to, options.png)
 
 
 if __name__ == "__main__":
