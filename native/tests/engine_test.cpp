@@ -51,7 +51,8 @@ bool close(const std::vector<float>& a, const std::vector<float>& b, float bound
 }
 
 void products(const Kernels& k, const Kernels& reference) {
-  const int sizes[][2] = {{1, 1}, {16, 64}, {17, 65}, {70, 129}, {64, 300}, {130, 128}};
+  // The last one is wide enough for several chunks of columns in every format.
+  const int sizes[][2] = {{1, 1}, {16, 64}, {17, 65}, {70, 129}, {64, 300}, {130, 128}, {86, 1700}};
   for (int f = 0; f < 4; ++f)
     for (int lanes : {1, 4})
       for (const auto& size : sizes) {
