@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -57,8 +58,7 @@ def test_the_source_distribution_has_what_a_build_needs_and_no_more(sdist):
 
 
 def test_a_wheel_built_from_it_runs_without_the_repository(sdist, tmp_path):
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "source", filter="data")
+    shutil.unpack_archive(sdist, tmp_path / "source")
     (source,) = (tmp_path / "source").iterdir()
     options = ("--no-build-isolation", "--no-deps", "--quiet", "--wheel-dir", tmp_path)
     run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=tmp_path)
