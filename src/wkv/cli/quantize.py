@@ -66,7 +66,8 @@ def quantize(
     """Pack a model for the native engine: smaller, faster, and opened in no time.
 
     Streams tensor by tensor and replaces DST only when all is written. By default, q4 first lets
-    the model write some text, which takes the memory of the packed model, and rounds for that.
+    the model write some text and rounds for that: minutes at 169M, half an hour at 1.5B on two
+    cores, with the packed model and one layer's inputs in memory.
 
     wkv quantize rwkv-4-169m rwkv-4-169m-q4
 
