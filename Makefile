@@ -29,6 +29,7 @@ wheel: .venv/bin/python  ## dist/: the source distribution, and a wheel made of 
 	$(BIN)/python -m build --outdir dist/built
 	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist dist/built/*.whl
 	mv dist/built/*.tar.gz dist/
+	rm -r dist/built
 
 bench: .venv/.development  ## Every figure of the README, on this machine. Takes a while.
 	$(BIN)/python benchmarks/run_all.py
