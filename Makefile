@@ -31,7 +31,7 @@ wheel: .venv/bin/python  ## dist/: the source distribution, and a wheel made of 
 	mv dist/built/*.tar.gz dist/
 	rm -r dist/built
 
-bench: .venv/.development  ## Every figure of the README, on this machine. Takes a while.
+bench: .venv/.development  ## The figures of the README that need no peer built by hand.
 	$(BIN)/python benchmarks/run_all.py
 
 clean:

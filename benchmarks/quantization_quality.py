@@ -2,7 +2,7 @@
 
     python benchmarks/quantization_quality.py MODEL TEXT --library librwkv.so
 
-TEXT is plain text, or JSON lines with a ``text`` each: documents that start from an empty state.
+TEXT is a .txt file, or JSON lines with a ``text`` each: documents that start from an empty state.
 Every format predicts the same tokens; the loss and the divergence of the next token's distribution
 from float32's are taken token by token, so that differences are paired. rwkv.cpp runs its own
 files by its own arithmetic.
@@ -11,7 +11,6 @@ files by its own arithmetic.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 from harness import report
 from rwkv_cpp import RwkvCpp, converted
 
+from wkv.data import read_documents
 from wkv.engine.native import NativeEngine, load_format
 from wkv.tokenizer import find_tokenizer
 
@@ -29,14 +29,6 @@ CHUNK = 256  # tokens whose logits are held at once
 KINDS = ("q4_0", "q4_1", "q5_1", "q8_0", "float16")
 # ids of one chunk, whether they begin a document -> logits [chunk, vocabulary]
 Logits = Callable[[list[int], bool], np.ndarray]
-
-
-def documents(path: Path) -> list[str]:
-    """The texts of a file."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        return [json.loads(line)["text"] for line in text.splitlines()]
-    return [text]
 
 
 def of_engine(engine: NativeEngine) -> Logits:
@@ -132,7 +124,7 @@ def main() -> None:
         others[f"rwkv.cpp {kind}"] = of_rwkv_cpp(RwkvCpp(options.library, file, threads))
 
     tokenizer = find_tokenizer(options.model, exact.config.vocab_size)
-    texts = [tokenizer.encode(text) for text in documents(options.text)]
+    texts = [tokenizer.encode(text) for text in read_documents(options.text)]
     base, found = measure(of_engine(exact), others, [ids for ids in texts if len(ids) > 1])
     rows = [["float32", f"{np.exp(base.mean()):.4f}", "", "", ""]]
     for name, (losses, divergences) in found.items():
